@@ -1,0 +1,177 @@
+"""The one configuration object: every parameter of a generated accelerator, checked.
+
+Imports neither amaranth nor numpy, so that the generator and the models share it.
+"""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+__all__ = ["AcceleratorConfig", "ConfigError", "PRESETS", "preset", "from_toml"]
+
+MIN_SIDE, MAX_SIDE = 4, 256
+MAX_ACC_DEPTH = 1 << 16
+SEGMENTS = (1, 2, 4, 8)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message names the field, its value and the rule."""
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorConfig:
+    """Parameters of one accelerator.
+
+    Parameters
+    ----------
+    rows, cols : int
+        Rows R and columns C of the array: powers of two, 4 to 256, not necessarily equal.
+    segments : int
+        Load segments S in {1, 2, 4, 8}, at most min(R, C): a stationary tile enters the array at S
+        places and loads in R/S cycles (from the top) or C/S cycles (from the left).
+    int16 : bool
+        int16 operands by byte planes: 9-bit multiplier operands, 48-bit accumulators.
+    acc_depth : int
+        Rows of the accumulator buffer (each of C accumulators), split into two banks of half the
+        depth: a power of two, at least 2 * rows, at most 65536.
+
+    Raises
+    ------
+    ConfigError
+        If a field breaks its rule.
+    """
+
+    rows: int = 16
+    cols: int = 16
+    segments: int = 4
+    int16: bool = True
+    acc_depth: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols", "segments", "acc_depth"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} = {value!r}: must be an integer")
+        if not isinstance(self.int16, bool):
+            raise ConfigError(f"int16 = {self.int16!r}: must be true or false")
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            if not (MIN_SIDE <= value <= MAX_SIDE and _power_of_two(value)):
+                raise ConfigError(
+                    f"{name} = {value}: must be a power of two from {MIN_SIDE} to {MAX_SIDE}"
+                )
+        if self.segments not in SEGMENTS:
+            raise ConfigError(f"segments = {self.segments}: must be one of 1, 2, 4, 8")
+        if self.segments > min(self.rows, self.cols):
+            raise ConfigError(
+                f"segments = {self.segments}: must be at most min(rows, cols) = "
+                f"{min(self.rows, self.cols)}"
+            )
+        least = 2 * self.rows
+        if not (least <= self.acc_depth <= MAX_ACC_DEPTH and _power_of_two(self.acc_depth)):
+            raise ConfigError(
+                f"acc_depth = {self.acc_depth}: must be a power of two from 2 * rows = {least} "
+                f"to {MAX_ACC_DEPTH}"
+            )
+
+    # Derived widths: their only home.
+    @property
+    def operand_bits(self) -> int:
+        """Width of a signed multiplier operand: 9 holds a signed and an unsigned byte plane."""
+        return 9 if self.int16 else 8
+
+    @property
+    def psum_bits(self) -> int:
+        """Width of a partial sum inside the array (numerics.md section 8)."""
+        return 32
+
+    @property
+    def acc_bits(self) -> int:
+        """Width of one accumulator in the buffer (numerics.md section 1)."""
+        return 48 if self.int16 else 32
+
+    @property
+    def result_bits(self) -> int:
+        """Width of one quantized result."""
+        return 16 if self.int16 else 8
+
+    @property
+    def lanes(self) -> int:
+        """Bytes of one line on the `wgt` stream: a row (top edge) or a column (left edge)."""
+        return max(self.rows, self.cols)
+
+    @property
+    def top_load(self) -> int:
+        """Cycles a stationary tile takes to load from the top, R/S."""
+        return self.rows // self.segments
+
+    @property
+    def left_load(self) -> int:
+        """Cycles a stationary tile takes to load from the left, C/S."""
+        return self.cols // self.segments
+
+    @property
+    def bank_depth(self) -> int:
+        """Rows of one of the two accumulator banks."""
+        return self.acc_depth // 2
+
+    def to_dict(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON of the fields."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def with_fields(self, **overrides: int | bool | None) -> "AcceleratorConfig":
+        """This configuration with the fields that are not None replaced (and checked again)."""
+        return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+
+
+PRESETS: dict[str, AcceleratorConfig] = {
+    "tiny": AcceleratorConfig(rows=4, cols=4, segments=1, int16=True, acc_depth=128),
+    "ecp5": AcceleratorConfig(rows=8, cols=8, segments=2, int16=True, acc_depth=256),
+    "default": AcceleratorConfig(rows=16, cols=16, segments=4, int16=True, acc_depth=512),
+    "paper": AcceleratorConfig(rows=64, cols=64, segments=4, int16=True, acc_depth=1024),
+}
+
+
+def preset(name: str) -> AcceleratorConfig:
+    """The preset of that name; ConfigError names the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset = {name!r}: must be one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def from_toml(path: str | Path) -> AcceleratorConfig:
+    """Reads a TOML file: the fields at its top level, optionally `preset` as the base.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or parsed, names an unknown field, or a field breaks its rule;
+        the message starts with the file's name.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"{path}: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    known = [f.name for f in fields(AcceleratorConfig)]
+    try:
+        base = preset(data.pop("preset", "default"))
+        for name in data:
+            if name not in known:
+                raise ConfigError(f"{name}: unknown field; known are preset, {', '.join(known)}")
+        return replace(base, **data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
