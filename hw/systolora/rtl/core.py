@@ -1,0 +1,174 @@
+"""The Core: tile engine, post-processor lanes and their control, behind streams."""
+
+from collections.abc import Hashable
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from systolora import contract
+from systolora.config import AcceleratorConfig
+from systolora.rtl.accumulator import BANKS
+from systolora.rtl.flow import link
+from systolora.rtl.layouts import InfoLayout, PostLayout, TileLayout
+from systolora.rtl.output_queue import OutputQueue
+from systolora.rtl.placement import place
+from systolora.rtl.post_control import PostControl
+from systolora.rtl.post_lane import PostLane
+from systolora.rtl.rescale import Rescale
+from systolora.rtl.scale_unit import ScaleUnit
+from systolora.rtl.tile_engine import TileEngine
+
+__all__ = ["Core"]
+
+#: Sticky bits that the Core itself can raise.
+CORE_STICKY = ("scale_range", "acc_sat", "clip_delayed")
+
+
+class Core(wiring.Component):
+    """Multiplies tiles and post-processes sums; the contract is docs/core.md.
+
+    Structure only: `TileEngine` fills the accumulator buffer, `PostControl` with C `PostLane`s
+    empties it; their two command queues are ordered by tokens.
+
+    Members
+    -------
+    tile, post : command streams
+    act, wgt, acc_in : operand streams
+    acc_out, result, info : result streams
+    sticky, sticky_clear : status bits in the order of contract.STICKY, set until cleared
+    busy : commands are queued or in flight
+    """
+
+    module_name = "systolora_core"
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        self.design_key: Hashable = config
+        acc = data.ArrayLayout(signed(config.acc_bits), config.cols)
+        lines = data.ArrayLayout(data.ArrayLayout(8, config.lanes), config.segments)
+        results = data.ArrayLayout(signed(config.result_bits), config.cols)
+        super().__init__(
+            {
+                "tile": In(stream.Signature(TileLayout)),
+                "post": In(stream.Signature(PostLayout)),
+                "act": In(stream.Signature(data.ArrayLayout(8, config.rows))),
+                "wgt": In(stream.Signature(lines)),
+                "acc_in": In(stream.Signature(acc)),
+                "acc_out": Out(stream.Signature(acc)),
+                "result": Out(stream.Signature(results)),
+                "info": Out(stream.Signature(InfoLayout)),
+                "sticky": Out(len(CORE_STICKY)),
+                "sticky_clear": In(1),
+                "busy": Out(1),
+            }
+        )
+
+    @property
+    def queue_depth(self) -> int:
+        """Rows of the output queue: the lanes' pipeline and the queue's own delay."""
+        return 1 << (PostLane.VALUE + 3).bit_length()
+
+    def _engine(self) -> TileEngine:
+        config = self.config
+        return TileEngine(
+            rows=config.rows,
+            cols=config.cols,
+            segments=config.segments,
+            operand_bits=config.operand_bits,
+            psum_bits=config.psum_bits,
+            acc_bits=config.acc_bits,
+            acc_depth=config.acc_depth,
+        )
+
+    @property
+    def latencies(self) -> dict[str, int]:
+        """Cycles, for the manifest."""
+        return {
+            "act_to_accumulator": self._engine().sum_latency,
+            "row_to_output_queue": PostLane.VALUE,
+            "rescale": Rescale.LATENCY,
+            "scale_unit_max": ScaleUnit.LATENCY,
+        }
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        engine = self._engine()
+        control = PostControl(
+            cols=config.cols,
+            acc_bits=config.acc_bits,
+            address_bits=(config.acc_depth - 1).bit_length(),
+            queue_depth=self.queue_depth,
+        )
+        place(m, platform, "tile_engine", engine)
+        place(m, platform, "post_control", control)
+        queue = OutputQueue(
+            cols=config.cols,
+            acc_bits=config.acc_bits,
+            result_bits=config.result_bits,
+            depth=self.queue_depth,
+        )
+        place(m, platform, "output_queue", queue)
+
+        link(m, self.tile, engine.tile)
+        link(m, self.act, engine.act)
+        link(m, self.wgt, engine.wgt)
+        link(m, self.post, control.post)
+        link(m, control.info, self.info)
+        link(m, queue.acc_out, self.acc_out)
+        link(m, queue.result, self.result)
+        m.d.comb += [
+            queue.push.eq(control.push),
+            queue.is_result.eq(control.push_result),
+            control.pop.eq(queue.pop),
+            control.beat_valid.eq(self.acc_in.valid),
+            self.acc_in.ready.eq(control.beat_ready),
+            engine.banks.eq(control.banks),
+            engine.bank_claimed.eq(control.bank_claimed),
+            control.bank_busy.eq(engine.bank_busy),
+            engine.token.eq(control.token_out),
+            control.token.eq(engine.token_out),
+            self.busy.eq(engine.busy | control.busy | (queue.level != 0)),
+        ]
+
+        amax = Const(0, config.acc_bits)
+        saturated, clipped = Signal(config.cols), Signal(config.cols)
+        for col in range(config.cols):
+            lane = PostLane(acc_bits=config.acc_bits)
+            place(m, platform, f"post_lane_{col}", lane)
+            steps = [col * step % (1 << 32) for step in (contract.COL_STEP, contract.ROW_STEP)]
+            m.d.comb += [
+                lane.ctl.eq(control.lanes),
+                lane.rescale.eq(control.rescale),
+                lane.col_valid.eq(control.col_valid[col]),
+                lane.col_word.eq(Mux(control.transposed, steps[1], steps[0])),
+                lane.acc_in.eq(self.acc_in.payload[col]),
+                lane.amax_in.eq(amax),
+                engine.write_data[col].eq(lane.value),
+                queue.row[col].eq(lane.value),
+                saturated[col].eq(lane.saturated),
+                clipped[col].eq(lane.clipped),
+            ]
+            m.d.comb += [
+                lane.read_data[bank].eq(engine.read_data[col][bank]) for bank in range(BANKS)
+            ]
+            amax = lane.amax_out
+        m.d.comb += control.amax_in.eq(amax)
+
+        events = Signal(len(CORE_STICKY))
+        m.d.comb += events.eq(
+            Cat(
+                control.scale_range,
+                (control.sat_row & saturated.any()) | (control.clip_row & clipped.any()),
+                control.delayed_row & clipped.any(),
+            )
+        )
+        with m.If(self.sticky_clear):
+            m.d.sync += self.sticky.eq(events)
+        with m.Else():
+            m.d.sync += self.sticky.eq(self.sticky | events)
+        return m
+
+
+assert contract.STICKY[: len(CORE_STICKY)] == CORE_STICKY, "the Core's bits come first"

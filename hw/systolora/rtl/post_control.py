@@ -1,0 +1,381 @@
+"""Runs the post commands: row operations, scale and maximum registers."""
+
+from collections.abc import Hashable
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from systolora import contract
+from systolora.contract import Mode, Opcode, Source
+from systolora.rtl.accumulator import BANKS, BankControl
+from systolora.rtl.layouts import InfoLayout, PostLayout
+from systolora.rtl.placement import place
+from systolora.rtl.post_lane import LaneControl, PostLane
+from systolora.rtl.rescale import Limit, RescaleControl, control_layout
+from systolora.rtl.scale_unit import Operation, ScaleUnit
+from systolora.rtl.types import ScaleLayout
+
+__all__ = ["PostControl"]
+
+
+class PostControl(wiring.Component):
+    """Executes one post command after the other (docs/core.md).
+
+    A row operation issues one row per cycle (every second one where source and destination share
+    a bank) as long as the output queue has a place for it, and ends when the last row has left
+    the lanes' pipeline; nothing in the pipeline ever waits.
+
+    Parameters
+    ----------
+    cols : columns C
+    acc_bits : accumulator width
+    address_bits : width of an accumulator row's address; the top bit is the bank
+    queue_depth : places of the output queue
+
+    Members
+    -------
+    post, info : command and read-back streams
+    beat_valid, beat_ready : handshake of the input stream; its beat goes to the lanes directly
+    lanes, rescale, banks, col_valid, transposed : to all lanes
+    push, push_result : a row leaves the lanes in this cycle; it is a quantized one
+    pop : the output queue gave a row away
+    amax_in : maximum shifted out of the last lane
+    sat_row, clip_row : the lanes' `saturated` / `clipped` bits count in this cycle for acc_sat
+    delayed_row : `clipped` counts for clip_delayed
+    scale_range : a Scale operation saturated its exponent
+    bank_claimed, bank_busy : see Sequencer
+    token, token_out : from and to the tile queue
+    busy : a command is in work
+    """
+
+    def __init__(self, *, cols: int, acc_bits: int, address_bits: int, queue_depth: int) -> None:
+        self.design_key: Hashable = (cols, acc_bits, address_bits, queue_depth)
+        self._cols, self._acc_bits = cols, acc_bits
+        self._address_bits, self._queue_depth = address_bits, queue_depth
+        super().__init__(
+            {
+                "post": In(stream.Signature(PostLayout)),
+                "info": Out(stream.Signature(InfoLayout)),
+                "beat_valid": In(1),
+                "beat_ready": Out(1),
+                "lanes": Out(LaneControl),
+                "rescale": Out(control_layout(acc_bits)),
+                "banks": Out(BankControl(address_bits - 1)),
+                "col_valid": Out(cols),
+                "transposed": Out(1),
+                "push": Out(1),
+                "push_result": Out(1),
+                "pop": In(1),
+                "amax_in": In(acc_bits),
+                "sat_row": Out(1),
+                "clip_row": Out(1),
+                "delayed_row": Out(1),
+                "scale_range": Out(1),
+                "bank_claimed": Out(BANKS),
+                "bank_busy": In(BANKS),
+                "token": In(1),
+                "token_out": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        command = Signal(PostLayout, reset_less=True)
+        pipeline = Signal(PostLane.DONE + 1)
+        issue = Signal()
+        start = Signal()  # a row operation's counters are loaded
+        self._rows(m, command, issue, start, pipeline)
+        self._registers(m, platform, command, issue, start, pipeline)
+        return m
+
+    def _rows(self, m: Module, command, issue: Signal, start: Signal, pipeline: Signal) -> None:
+        """What travels with the rows; `pipeline[n]` is 1 in cycle n of a row."""
+        lanes, banks = self.lanes, self.banks
+        bank_bits = self._address_bits - 1
+        age = Cat(issue, pipeline)
+        m.d.sync += pipeline.eq(age)
+
+        quantizes = Signal()
+        adds, has_bias, writes = Signal(), Signal(), Signal()
+        reads = Signal()
+        m.d.comb += [
+            quantizes.eq((command.mode == Mode.INT8) | (command.mode == Mode.INT16)),
+            adds.eq(command.add & ~quantizes),
+            has_bias.eq(command.bias & ~quantizes),
+            writes.eq(command.write & ~quantizes),
+            reads.eq(command.source == Source.BUFFER),
+        ]
+
+        # Rows: the source's is read in cycle 1, the destination's a cycle before DST_DATA, and
+        # written in cycle VALUE.
+        src = Signal(bank_bits, reset_less=True)
+        dst_read = Signal(bank_bits, reset_less=True)
+        dst_write = Signal(bank_bits, reset_less=True)
+        src_bank, dst_bank = Signal(reset_less=True), Signal(reset_less=True)
+        word = Signal(32, reset_less=True)
+        with m.If(start):
+            m.d.sync += [
+                src.eq(command.src_base),
+                src_bank.eq(command.src_base[bank_bits]),
+                dst_read.eq(command.dst_base),
+                dst_write.eq(command.dst_base),
+                dst_bank.eq(command.dst_base[bank_bits]),
+                word.eq(command.word0),
+            ]
+        with m.Else():
+            with m.If(age[1]):
+                m.d.sync += src.eq(src + 1)
+            with m.If(age[PostLane.DST_DATA - 1]):
+                m.d.sync += dst_read.eq(dst_read + 1)
+            with m.If(age[PostLane.VALUE]):
+                m.d.sync += dst_write.eq(dst_write + 1)
+            with m.If(age[PostLane.WORD]):
+                step = Mux(command.transposed, contract.COL_STEP, contract.ROW_STEP)
+                m.d.sync += word.eq(word + step)
+        for bank in range(BANKS):
+            read_src = Signal(name=f"read_src_{bank}")
+            read_dst = Signal(name=f"read_dst_{bank}")
+            m.d.comb += [
+                read_src.eq(age[1] & reads & (src_bank == bank)),
+                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & (dst_bank == bank)),
+                banks.read[bank].eq(read_src | read_dst),
+                banks.read_row[bank].eq(Mux(read_src, src, dst_read)),
+                banks.write[bank].eq(age[PostLane.VALUE] & writes & (dst_bank == bank)),
+            ]
+        m.d.comb += banks.write_row.eq(dst_write)
+
+        valid_cols = Signal(self._cols, reset_less=True)
+        with m.If(start):
+            m.d.sync += valid_cols.eq(Cat(command.cols > col for col in range(self._cols)))
+        m.d.comb += [
+            self.col_valid.eq(valid_cols),
+            self.transposed.eq(command.transposed),
+            lanes.from_stream.eq(~reads),
+            lanes.src_bank.eq(src_bank),
+            lanes.dst_bank.eq(dst_bank),
+            lanes.add.eq(adds),
+            lanes.bias.eq(has_bias),
+            lanes.sat32.eq(command.acc32 & (adds | has_bias)),
+            lanes.amax_source.eq(quantizes),
+            lanes.row_word.eq(word),
+            lanes.amax_valid.eq(
+                command.amax & Mux(quantizes, age[PostLane.SOURCE], age[PostLane.VALUE])
+            ),
+            self.push.eq(age[PostLane.VALUE] & (quantizes | command.emit)),
+            self.push_result.eq(quantizes),
+            self.sat_row.eq(age[PostLane.SATURATED]),
+            self.clip_row.eq(age[PostLane.CLIPPED] & (command.mode == Mode.ACC)),
+            self.delayed_row.eq(age[PostLane.CLIPPED] & quantizes & command.delayed),
+        ]
+
+    def _registers(
+        self, m: Module, platform: object, command, issue: Signal, start: Signal, pipeline: Signal
+    ) -> None:
+        lanes = self.lanes
+        scales = Memory(shape=ScaleLayout, depth=contract.SCALE_REGISTERS, init=[])
+        amaxes = Memory(shape=contract_amax_bits(), depth=contract.AMAX_REGISTERS, init=[])
+        m.submodules.scales, m.submodules.amaxes = scales, amaxes
+        scale_a = scales.read_port(domain="comb")
+        scale_b = scales.read_port(domain="comb")
+        amax_a = amaxes.read_port(domain="comb")
+        scale_write, amax_write = scales.write_port(), amaxes.write_port()
+        collects = Signal()
+        m.d.comb += [
+            collects.eq(command.opcode == Opcode.COLLECT),
+            scale_a.addr.eq(command.src_a),
+            scale_b.addr.eq(command.src_b),
+            amax_a.addr.eq(Mux(collects, command.dst, command.src_a)),
+            scale_write.addr.eq(command.dst),
+            amax_write.addr.eq(command.dst),
+        ]
+
+        unit = ScaleUnit()
+        place(m, platform, "scale_unit", unit)
+        request = unit.request.payload
+        m.d.comb += [request.a.eq(scale_a.data), request.b.eq(scale_b.data)]
+        m.d.comb += request.n.eq(amax_a.data)
+        with m.Switch(command.opcode):
+            with m.Case(Opcode.SCALE_MUL):
+                m.d.comb += request.op.eq(Operation.MUL)
+            with m.Case(Opcode.SCALE_DIV):
+                m.d.comb += request.op.eq(Operation.DIV)
+            with m.Default():
+                m.d.comb += request.op.eq(Operation.FROM_INT)
+
+        # A plain copy is a rescale by one, which is exact and never saturates in full width.
+        control = RescaleControl(self._acc_bits)
+        place(m, platform, "rescale_control", control)
+        factor = Signal(ScaleLayout, reset_less=True)
+        limit = Signal(Limit, reset_less=True)
+        widest = Limit.ACC48 if self._acc_bits == 48 else Limit.ACC32
+        with m.If(start):
+            m.d.sync += [factor.eq(scale_a.data), limit.eq(widest)]
+            with m.Switch(command.mode):
+                with m.Case(Mode.RAW):
+                    m.d.sync += [factor.m.eq(1 << 15), factor.e.eq(0)]
+                with m.Case(Mode.ACC):
+                    with m.If(command.acc32):
+                        m.d.sync += limit.eq(Limit.ACC32)
+                with m.Case(Mode.INT8):
+                    m.d.sync += limit.eq(Limit.INT8)
+                with m.Case(Mode.INT16):
+                    if self._acc_bits == 48:
+                        m.d.sync += limit.eq(Limit.INT16)
+        m.d.comb += [
+            control.m.eq(factor.m),
+            control.e.eq(factor.e),
+            control.limit.eq(limit),
+            control.stochastic.eq(command.stochastic & command.mode[1]),
+            self.rescale.eq(control.controls),
+        ]
+
+        # Places in the output queue that no row in flight will take
+        credits = Signal(range(self._queue_depth + 1), init=self._queue_depth)
+        sends = Signal()
+        m.d.comb += sends.eq(command.emit | command.mode[1])
+        taken = issue & sends
+        with m.If(taken & ~self.pop):
+            m.d.sync += credits.eq(credits - 1)
+        with m.Elif(~taken & self.pop):
+            m.d.sync += credits.eq(credits + 1)
+
+        tokens = Signal(range(contract.TOKENS_MAX + 1))
+        accept = Signal()
+        head = self.post.payload
+        m.d.comb += accept.eq(self.post.valid & self.post.ready)
+        consumed = accept & head.wait
+        with m.If(self.token & ~consumed):
+            m.d.sync += tokens.eq(tokens + 1)
+        with m.Elif(~self.token & consumed):
+            m.d.sync += tokens.eq(tokens - 1)
+
+        uses = Signal(BANKS)
+        bank_bits = self._address_bits - 1
+        from_buffer, to_buffer = Signal(), Signal()
+        m.d.comb += [
+            from_buffer.eq(command.source == Source.BUFFER),
+            to_buffer.eq((command.add | command.write) & ~command.mode[1]),
+        ]
+        for bank in range(BANKS):
+            m.d.comb += uses[bank].eq(
+                (from_buffer & (command.src_base[bank_bits] == bank))
+                | (to_buffer & (command.dst_base[bank_bits] == bank))
+            )
+        alternate = Signal()
+        m.d.comb += alternate.eq(
+            from_buffer
+            & command.add
+            & ~command.mode[1]
+            & (command.src_base[bank_bits] == command.dst_base[bank_bits])
+        )
+
+        rows_left = Signal(command.rows.shape(), reset_less=True)
+        pause = Signal()
+        lane = Signal(range(self._cols), reset_less=True)
+        highest = Signal(contract_amax_bits(), reset_less=True)
+        info = self.info.payload
+
+        with m.FSM() as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("FETCH"))
+            with m.State("FETCH"):
+                m.d.comb += self.post.ready.eq(~head.wait | (tokens != 0))
+                m.d.sync += command.eq(head)
+                with m.If(accept):
+                    m.next = "DECODE"
+            with m.State("DECODE"):
+                m.next = "FINISH"
+                m.d.sync += [pause.eq(0), lane.eq(self._cols - 1)]
+                m.d.comb += start.eq(command.opcode == Opcode.ROWS)
+                with m.Switch(command.opcode):
+                    with m.Case(Opcode.ROWS):
+                        m.d.sync += rows_left.eq(command.rows)
+                        m.next = "CLAIM"
+                    with m.Case(Opcode.BIAS):
+                        m.next = "BIAS"
+                    with m.Case(Opcode.COLLECT):
+                        m.d.sync += highest.eq(amax_a.data)
+                        m.next = "COLLECT"
+                    with m.Case(Opcode.AMAX_SET):
+                        m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(command.imm)]
+                    with m.Case(Opcode.SCALE_SET):
+                        m.d.comb += [scale_write.en.eq(1), scale_write.data.eq(command.imm[:26])]
+                    with m.Case(Opcode.SCALE_MUL, Opcode.SCALE_DIV, Opcode.SCALE_AMAX):
+                        m.next = "REQUEST"
+                    with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ):
+                        m.next = "ANSWER"
+            with m.State("CLAIM"):
+                m.d.comb += self.bank_claimed.eq(uses)
+                with m.If((uses & self.bank_busy) == 0):
+                    m.next = "ISSUE"
+            with m.State("ISSUE"):
+                m.d.comb += [
+                    self.bank_claimed.eq(uses),
+                    self.banks.own.eq(uses),
+                    self.beat_ready.eq(~from_buffer & (~sends | (credits != 0))),
+                    issue.eq(
+                        (from_buffer | self.beat_valid)
+                        & (~sends | (credits != 0))
+                        & ~(alternate & pause)
+                    ),
+                ]
+                m.d.sync += pause.eq(issue)
+                with m.If(issue):
+                    m.d.sync += rows_left.eq(rows_left - 1)
+                    with m.If(rows_left == 1):
+                        m.next = "FLUSH"
+            with m.State("FLUSH"):
+                m.d.comb += [self.bank_claimed.eq(uses), self.banks.own.eq(uses)]
+                with m.If(pipeline == 0):
+                    m.next = "FINISH"
+            with m.State("BIAS"):
+                # The beat is one register deep in the lanes when `bias_load` comes
+                m.d.comb += self.beat_ready.eq(1)
+                with m.If(self.beat_valid):
+                    m.next = "BIAS_LOAD"
+            with m.State("BIAS_LOAD"):
+                m.d.comb += lanes.bias_load.eq(1)
+                m.next = "FINISH"
+            with m.State("COLLECT"):
+                m.d.comb += lanes.collect.eq(1)
+                m.d.sync += lane.eq(lane - 1)
+                with m.If(self.amax_in > highest):
+                    m.d.sync += highest.eq(self.amax_in)
+                with m.If(lane == 0):
+                    m.next = "COLLECTED"
+            with m.State("COLLECTED"):
+                m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(highest)]
+                m.next = "FINISH"
+            with m.State("REQUEST"):
+                m.d.comb += unit.request.valid.eq(1)
+                with m.If(unit.request.ready):
+                    m.next = "RESPONSE"
+            with m.State("RESPONSE"):
+                m.d.comb += [
+                    unit.response.ready.eq(1),
+                    scale_write.data.eq(unit.response.payload.scale),
+                ]
+                with m.If(unit.response.valid):
+                    m.d.comb += [
+                        scale_write.en.eq(1),
+                        self.scale_range.eq(unit.response.payload.range),
+                    ]
+                    m.next = "FINISH"
+            with m.State("ANSWER"):
+                m.d.comb += self.info.valid.eq(1)
+                with m.If(command.opcode == Opcode.AMAX_READ):
+                    m.d.comb += info.amax.eq(amax_a.data)
+                with m.Else():
+                    m.d.comb += [info.m.eq(scale_a.data.m), info.e.eq(scale_a.data.e)]
+                with m.If(self.info.ready):
+                    m.next = "FINISH"
+            with m.State("FINISH"):
+                m.d.comb += self.token_out.eq(command.signal)
+                m.next = "FETCH"
+
+
+def contract_amax_bits() -> int:
+    """Width of a maximum register, from the contract."""
+    return next(f.width for f in contract.INFO if f.name == "amax")

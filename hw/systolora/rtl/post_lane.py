@@ -1,0 +1,185 @@
+"""One column of the post-processor: rescale, add, saturate, maximum."""
+
+from collections.abc import Hashable
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from systolora.rtl.accumulator import BANKS
+from systolora.rtl.placement import place
+from systolora.rtl.random_word import RandomWord
+from systolora.rtl.rescale import Rescale, control_layout
+
+__all__ = ["LaneControl", "PostLane"]
+
+#: The same bits for all lanes. Those of the first group are constant during an operation, the
+#: others come in the cycle that PostLane names.
+LaneControl = data.StructLayout(
+    {
+        "from_stream": 1,
+        "src_bank": 1,
+        "dst_bank": 1,
+        "add": 1,
+        "bias": 1,
+        "sat32": 1,
+        "amax_source": 1,  # the maximum is of the source, not of the value
+        "row_word": 32,  # cycle WORD: seed word of the row's first element
+        "amax_valid": 1,  # cycle SOURCE or VALUE, by amax_source
+        "bias_load": 1,  # cycle 1: the beat becomes the bias
+        "collect": 1,  # amax takes amax_in
+    }
+)
+
+
+class PostLane(wiring.Component):
+    """Post-processes one element per cycle (docs/core.md, ROWS), in lock step, without back-pressure.
+
+    ``value = sat(rescale(x) + add * acc[dst] + bias * bias_row)``
+
+    Cycles are counted from the one in which the controller issues the row (0): the source's
+    memory is read in cycle 1 and its data, or `acc_in` of cycle 0, are `x` in cycle 2; the
+    destination's data are taken in cycle DST_DATA; `value` leaves in cycle VALUE, where it is
+    written or sent. A plain copy goes through the multiplier with a Scale of one, exactly.
+
+    Members
+    -------
+    ctl : LaneControl
+    rescale : controls of the Rescale
+    col_valid : the lane is a column of the tensor, not padding
+    col_word : what this column adds to the row's seed word
+    acc_in : beat of the input stream
+    read_data[bank] : from AccumulatorLane
+    value : to write and to send (0 in padding)
+    clipped, saturated : the rescale saturated (cycle CLIPPED), the addition did (cycle SATURATED)
+    amax_in, amax_out : maxima, shifted through the lanes while `collect`
+    """
+
+    #: Cycle of the rescale's input register.
+    SOURCE = 3
+    CLIPPED = SOURCE + Rescale.LATENCY
+    #: One more register where it is needed to put the reads of source and destination, which
+    #: share a bank every second cycle, on cycles of different parity.
+    DST_DATA = CLIPPED + (CLIPPED % 2 == 0)
+    SATURATED = DST_DATA + 1
+    VALUE = DST_DATA + 2
+    #: Cycle of `row_word`: it needs an addition and the mixing before the rescale takes it.
+    WORD = SOURCE + Rescale.WORD_STAGE - RandomWord.LATENCY - 1
+    #: Cycle after which the row has left no trace but its results.
+    DONE = VALUE + 3
+
+    def __init__(self, *, acc_bits: int) -> None:
+        self.design_key: Hashable = (acc_bits,)
+        self._acc_bits = acc_bits
+        acc = signed(acc_bits)
+        super().__init__(
+            {
+                "ctl": In(LaneControl),
+                "rescale": In(control_layout(acc_bits)),
+                "col_valid": In(1),
+                "col_word": In(32),
+                "acc_in": In(acc),
+                "read_data": In(acc).array(BANKS),
+                "value": Out(acc),
+                "clipped": Out(1),
+                "saturated": Out(1),
+                "amax_in": In(acc_bits),
+                "amax_out": Out(acc_bits),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        ctl = self.ctl
+        acc = signed(self._acc_bits)
+
+        # Cycles 1, 2: the beat keeps pace with the memory
+        beat_1 = Signal(acc, reset_less=True)
+        beat_2 = Signal(acc, reset_less=True)
+        bias = Signal(acc, reset_less=True)
+        m.d.sync += [beat_1.eq(self.acc_in), beat_2.eq(beat_1)]
+        with m.If(ctl.bias_load):
+            m.d.sync += bias.eq(beat_1)
+
+        # Cycle 3: source
+        source = Signal(acc)
+        x = Signal(acc, reset_less=True)
+        with m.If(ctl.from_stream):
+            m.d.comb += source.eq(beat_2)
+        with m.Else():
+            m.d.comb += source.eq(Mux(ctl.src_bank, self.read_data[1], self.read_data[0]))
+        m.d.sync += x.eq(source)
+
+        # Random word
+        random_word = RandomWord()
+        place(m, platform, "random_word", random_word)
+        seeded = Signal(32, reset_less=True)
+        m.d.sync += seeded.eq(ctl.row_word + self.col_word)
+        m.d.comb += random_word.x.eq(seeded)
+
+        # Cycles 3 to CLIPPED
+        rescale = Rescale(self._acc_bits)
+        place(m, platform, "rescale", rescale)
+        m.d.comb += [
+            rescale.controls.eq(self.rescale),
+            rescale.value.eq(x),
+            rescale.word.eq(random_word.word),
+            self.clipped.eq(rescale.clipped & self.col_valid),
+        ]
+        term = rescale.result
+        if self.DST_DATA > self.CLIPPED:
+            term = Signal(acc, reset_less=True)
+            m.d.sync += term.eq(rescale.result)
+
+        # Cycle DST_DATA: one exact sum of up to three
+        dst = Signal(acc)
+        sum_bits = self._acc_bits + 2
+        total = Signal(signed(sum_bits), reset_less=True)
+        masked_dst, masked_bias = Signal(acc), Signal(acc)
+        m.d.comb += [
+            dst.eq(Mux(ctl.dst_bank, self.read_data[1], self.read_data[0])),
+            masked_dst.eq(Mux(ctl.add, dst, 0)),
+            masked_bias.eq(Mux(ctl.bias, bias, 0)),
+        ]
+        m.d.sync += total.eq(term + masked_dst + masked_bias)
+
+        # Cycle SATURATED: it fits n bits if all above bit n - 1 equal the sign
+        fits, fits32 = Signal(), Signal()
+        negative = total[-1]
+
+        def excess(bits: int):
+            upper = total[bits - 1 : -1]
+            return (upper ^ negative.replicate(len(upper))).any()
+
+        m.d.comb += [fits.eq(~excess(self._acc_bits)), fits32.eq(~excess(32))]
+        saturate, low_half = Signal(), Signal()
+        m.d.comb += [
+            low_half.eq(ctl.sat32),
+            saturate.eq(Mux(low_half, ~fits32, ~fits)),
+            self.saturated.eq(saturate & self.col_valid),
+        ]
+        value = Signal(acc, reset_less=True)
+        limit = Signal(acc)
+        highest = (1 << (self._acc_bits - 1)) - 1
+        m.d.comb += limit.eq(Mux(low_half, (1 << 31) - 1, highest) ^ negative.replicate(self._acc_bits))
+        m.d.sync += value.eq(Mux(saturate, limit, total))
+        m.d.comb += self.value.eq(Mux(self.col_valid, value, 0))
+
+        # Maximum: magnitude, then compare; the lanes' maxima shift out on demand
+        magnitude = Signal(self._acc_bits, reset_less=True)
+        measured = Signal(acc)
+        amax = Signal(self._acc_bits, reset_less=True)
+        amax_valid = Signal()
+        m.d.comb += [
+            measured.eq(Mux(ctl.amax_source, x, value)),
+            self.amax_out.eq(amax),
+        ]
+        m.d.sync += [
+            magnitude.eq(Mux(measured < 0, -measured, measured)),
+            amax_valid.eq(ctl.amax_valid & self.col_valid),
+        ]
+        with m.If(ctl.collect):
+            m.d.sync += amax.eq(self.amax_in)
+        with m.Elif(amax_valid & (magnitude > amax)):
+            m.d.sync += amax.eq(magnitude)
+        return m

@@ -1,0 +1,150 @@
+"""Tile commands to accumulators: sequencer, edge, array and accumulator lanes."""
+
+from collections.abc import Hashable
+
+from amaranth.hdl import Module, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from systolora.rtl.accumulator import BANKS, AccumulatorLane, BankControl
+from systolora.rtl.array import SystolicArray
+from systolora.rtl.edge import ArrayEdge
+from systolora.rtl.flow import link
+from systolora.rtl.layouts import TileLayout
+from systolora.rtl.pe import PE
+from systolora.rtl.placement import place
+from systolora.rtl.sequencer import Sequencer
+
+__all__ = ["TileEngine"]
+
+
+class TileEngine(wiring.Component):
+    """Executes tile commands on operand streams; the sums stay in its accumulator buffer.
+
+    Structure only. A compute beat's sum can be read by the post-processor `sum_latency` cycles
+    later in column 0 and one cycle later per column; `token_out` comes when it can be in all.
+
+    Members
+    -------
+    tile, act, wgt : command and operand streams (docs/core.md)
+    banks, write_data[c], read_data[c][b] : the post-processor's side of the accumulator lanes
+    bank_claimed, bank_busy, token : see Sequencer
+    token_out : a tile with `signal` is finished
+    busy : commands are queued or in flight
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        cols: int,
+        segments: int,
+        operand_bits: int,
+        psum_bits: int,
+        acc_bits: int,
+        acc_depth: int,
+    ) -> None:
+        self.design_key: Hashable = (
+            rows, cols, segments, operand_bits, psum_bits, acc_bits, acc_depth,
+        )  # fmt: skip
+        self._rows, self._cols, self._segments = rows, cols, segments
+        self._operand_bits, self._psum_bits = operand_bits, psum_bits
+        self._acc_bits, self._acc_depth = acc_bits, acc_depth
+        self._address_bits = (acc_depth - 1).bit_length()
+        acc = signed(acc_bits)
+        lines = data.ArrayLayout(data.ArrayLayout(8, max(rows, cols)), segments)
+        super().__init__(
+            {
+                "tile": In(stream.Signature(TileLayout)),
+                "act": In(stream.Signature(data.ArrayLayout(8, rows))),
+                "wgt": In(stream.Signature(lines)),
+                "banks": In(BankControl(self._address_bits - 1)),
+                "write_data": In(acc).array(cols),
+                "read_data": Out(acc).array(cols, BANKS),
+                "bank_claimed": In(BANKS),
+                "bank_busy": Out(BANKS),
+                "token": In(1),
+                "token_out": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    @property
+    def sum_latency(self) -> int:
+        """Cycles from a compute beat to its sum readable in column 0."""
+        return self._rows + ArrayEdge.LATENCY - 1 + AccumulatorLane.READABLE
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        shape = {"rows": self._rows, "cols": self._cols, "segments": self._segments}
+        sequencer = Sequencer(**shape, address_bits=self._address_bits)
+        edge = ArrayEdge(**shape, operand_bits=self._operand_bits)
+        array = SystolicArray(
+            **shape, operand_bits=self._operand_bits, psum_bits=self._psum_bits
+        )
+        place(m, platform, "sequencer", sequencer)
+        place(m, platform, "edge", edge)
+        place(m, platform, "array", array)
+
+        link(m, self.tile, sequencer.tile)
+        m.d.comb += [
+            sequencer.act_valid.eq(self.act.valid),
+            self.act.ready.eq(sequencer.act_ready),
+            sequencer.wgt_valid.eq(self.wgt.valid),
+            self.wgt.ready.eq(sequencer.wgt_ready),
+            edge.act.eq(self.act.payload),
+            edge.wgt.eq(self.wgt.payload),
+            sequencer.bank_claimed.eq(self.bank_claimed),
+            self.bank_busy.eq(sequencer.bank_busy),
+            sequencer.token.eq(self.token),
+            self.busy.eq(sequencer.busy),
+        ]
+        for name in (
+            "load_valid", "load_all", "load_left", "load_offset", "wgt_low",
+            "compute_valid", "w_load", "clear", "ws", "capture", "act_low",
+            "drain_valid", "drain_row",
+        ):  # fmt: skip
+            m.d.comb += getattr(edge, name).eq(getattr(sequencer, name))
+
+        for row in range(self._rows):
+            m.d.comb += [array.a[row].eq(edge.a[row]), array.ctl[row].eq(edge.ctl[row])]
+            m.d.comb += [
+                array.left[s][row].eq(edge.left[s][row]) for s in range(self._segments)
+            ]
+        ctl = sequencer.sum_ctl
+        for col in range(self._cols):
+            m.d.comb += array.left_en[col].eq(edge.left_en[col])
+            m.d.comb += [array.top[s][col].eq(edge.top[s][col]) for s in range(self._segments)]
+            lane = AccumulatorLane(
+                acc_bits=self._acc_bits, psum_bits=self._psum_bits, depth=self._acc_depth
+            )
+            place(m, platform, f"lane_{col}", lane)
+            m.d.comb += [
+                lane.ctl_in.eq(ctl),
+                lane.psum.eq(array.s_out[col]),
+                lane.drain.eq(array.d_out[col]),
+                lane.banks.eq(self.banks),
+                lane.write_data.eq(self.write_data[col]),
+            ]
+            m.d.comb += [
+                self.read_data[col][bank].eq(lane.read_data[bank]) for bank in range(BANKS)
+            ]
+            ctl = lane.ctl_out
+
+        # The last lane's word, when its sum has become readable there.
+        word = Signal.like(ctl, name="finished_word")
+        delayed = ctl
+        for stage in range(AccumulatorLane.READABLE - 1):
+            register = Signal.like(ctl, name=f"finished_{stage}")
+            m.d.sync += register.eq(delayed)
+            delayed = register
+        m.d.comb += [
+            word.eq(delayed),
+            sequencer.done.eq(word.valid & word.last),
+            sequencer.done_bank.eq(word.address[-1]),
+            self.token_out.eq(word.valid & word.last & word.signal),
+        ]
+        return m
+
+
+assert PE.LATENCY + 1 == ArrayEdge.LATENCY, "the edge's latency counts the PE's pipeline"
