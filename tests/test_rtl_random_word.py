@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 from amaranth.sim import Simulator
+
 from systolora.contract import COL_STEP, ROW_STEP
 from systolora.rtl.random_word import RandomWord
 from systolora_sim import numerics

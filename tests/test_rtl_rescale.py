@@ -11,6 +11,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
+
 from systolora.rtl.rescale import Limit, Rescale, RescaleControl, control_layout
 from systolora_sim import numerics
 from systolora_sim.numerics import Scale

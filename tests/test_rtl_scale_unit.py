@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 from amaranth.back import rtlil
 from amaranth.sim import Simulator
+
 from systolora.rtl.scale_unit import Operation, ScaleUnit
 from systolora_sim import numerics
 from systolora_sim.numerics import ONE, ZERO, Scale

@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["AcceleratorConfig", "ConfigError", "PRESETS", "preset", "from_toml"]
+__all__ = ["PRESETS", "AcceleratorConfig", "ConfigError", "from_toml", "preset"]
 
 MIN_SIDE, MAX_SIDE = 4, 256
 MAX_ACC_DEPTH = 1 << 16
@@ -143,11 +143,24 @@ PRESETS: dict[str, AcceleratorConfig] = {
 }
 
 
-def preset(name: str) -> AcceleratorConfig:
+def preset(name: object) -> AcceleratorConfig:
     """The preset of that name; ConfigError names the known ones."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"preset = {name!r}: must be one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not valid TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("not valid TOML: not UTF-8 text") from None
+    except RecursionError:
+        raise ConfigError("not valid TOML: nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(getattr(error, "strerror", None) or str(error)) from None
 
 
 def from_toml(path: str | Path) -> AcceleratorConfig:
@@ -159,19 +172,13 @@ def from_toml(path: str | Path) -> AcceleratorConfig:
         If the file cannot be read or parsed, names an unknown field, or a field breaks its rule;
         the message starts with the file's name.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
     known = [f.name for f in fields(AcceleratorConfig)]
     try:
-        base = preset(data.pop("preset", "default"))
+        data = _read_toml(Path(path))
         for name in data:
-            if name not in known:
+            if name not in (*known, "preset"):
                 raise ConfigError(f"{name}: unknown field; known are preset, {', '.join(known)}")
-        return replace(base, **data)
+        base = preset(data.pop("preset", "default"))
+        return replace(base, **data)  # type: ignore[arg-type]  # AcceleratorConfig checks types
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

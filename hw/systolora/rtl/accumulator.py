@@ -14,7 +14,7 @@ __all__ = ["AccumulatorLane", "BankControl"]
 BANKS = 2
 
 
-def BankControl(bank_bits: int) -> data.StructLayout:  # noqa: N802 (a parametric layout)
+def BankControl(bank_bits: int) -> data.StructLayout:
     """What the post-processor asks of the banks; the same for all lanes, by bank."""
     return data.StructLayout(
         {
@@ -119,9 +119,7 @@ class AccumulatorLane(wiring.Component):
                 ),
                 array_write.eq(write_valid & (write_address[-1] == bank)),
                 rp.en.eq(Mux(own, self.banks.read[bank], array_read)),
-                rp.addr.eq(
-                    Mux(own, self.banks.read_row[bank], self.ctl_in.address[:bank_bits])
-                ),
+                rp.addr.eq(Mux(own, self.banks.read_row[bank], self.ctl_in.address[:bank_bits])),
                 wp.en.eq(Mux(own, self.banks.write[bank], array_write)),
                 wp.addr.eq(Mux(own, self.banks.write_row, write_address[:bank_bits])),
                 wp.data.eq(Mux(own, self.write_data, sum_q)),

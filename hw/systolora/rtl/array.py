@@ -119,9 +119,7 @@ class SystolicArray(wiring.Component):
             row = PERow(**self._row)
             place(m, platform, f"row_{index}", row)
             m.d.comb += [row.a_in.eq(self.a[index]), row.ctl_in.eq(self.ctl[index])]
-            m.d.comb += [
-                row.left[s].eq(self.left[s][index]) for s in range(self._segments)
-            ]
+            m.d.comb += [row.left[s].eq(self.left[s][index]) for s in range(self._segments)]
             for col in range(self._cols):
                 if index % load == 0:
                     m.d.comb += row.top[col].eq(self.top[index // load][col])

@@ -154,7 +154,9 @@ class ArrayEdge(wiring.Component):
             d_shift = Signal(name=f"d_shift_{row}")
             # Row r takes the r rows above it: all but the first R - r of the window, which are
             # the highest row numbers.
-            m.d.sync += d_shift.eq(self.drain_valid & (self.drain_row > self._rows - 1 - row))
+            if row:
+                shifts = self.drain_row > self._rows - 1 - row
+                m.d.sync += d_shift.eq(self.drain_valid & shifts)
             ends = self._top_load - row % self._top_load
             ctl = self.ctl[row]
             m.d.comb += [

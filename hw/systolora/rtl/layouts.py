@@ -33,7 +33,7 @@ PEControl = data.StructLayout(
 )
 
 
-def SumControl(address_bits: int) -> data.StructLayout:  # noqa: N802 (a parametric layout)
+def SumControl(address_bits: int) -> data.StructLayout:
     """Control word of one row of sums on its way through the accumulator lanes.
 
     The two forwards say that the row's accumulator was touched one or two cycles before, when

@@ -216,9 +216,8 @@ class PostControl(wiring.Component):
             with m.Switch(command.mode):
                 with m.Case(Mode.RAW):
                     m.d.sync += [factor.m.eq(1 << 15), factor.e.eq(0)]
-                with m.Case(Mode.ACC):
-                    with m.If(command.acc32):
-                        m.d.sync += limit.eq(Limit.ACC32)
+                with m.Case(Mode.ACC), m.If(command.acc32):
+                    m.d.sync += limit.eq(Limit.ACC32)
                 with m.Case(Mode.INT8):
                     m.d.sync += limit.eq(Limit.INT8)
                 with m.Case(Mode.INT16):

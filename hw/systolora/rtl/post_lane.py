@@ -33,7 +33,7 @@ LaneControl = data.StructLayout(
 
 
 class PostLane(wiring.Component):
-    """Post-processes one element per cycle (docs/core.md, ROWS), in lock step, without back-pressure.
+    """Post-processes one element per cycle (docs/core.md, ROWS), in lock step, never waiting.
 
     ``value = sat(rescale(x) + add * acc[dst] + bias * bias_row)``
 
@@ -161,7 +161,8 @@ class PostLane(wiring.Component):
         value = Signal(acc, reset_less=True)
         limit = Signal(acc)
         highest = (1 << (self._acc_bits - 1)) - 1
-        m.d.comb += limit.eq(Mux(low_half, (1 << 31) - 1, highest) ^ negative.replicate(self._acc_bits))
+        top = Mux(low_half, (1 << 31) - 1, highest)
+        m.d.comb += limit.eq(top ^ negative.replicate(self._acc_bits))
         m.d.sync += value.eq(Mux(saturate, limit, total))
         m.d.comb += self.value.eq(Mux(self.col_valid, value, 0))
 

@@ -123,9 +123,7 @@ class Sequencer(wiring.Component):
         # Beats of this command so far: the reduction's depth for OS, the load's for WS.
         count = Signal(head.length.shape(), name="load_count")
         beats = Signal(head.length.shape(), name="load_beats")
-        m.d.comb += beats.eq(
-            Mux(is_os, head.length, Mux(left, self._left_load, self._top_load))
-        )
+        m.d.comb += beats.eq(Mux(is_os, head.length, Mux(left, self._left_load, self._top_load)))
         last = Signal(name="load_last")
         m.d.comb += last.eq(count + 1 == beats)
         with m.If(fire):
@@ -180,9 +178,7 @@ class Sequencer(wiring.Component):
         drain_last = Signal()
         m.d.comb += drain_last.eq(drain_row == 0)
         path_free = Signal()
-        m.d.comb += path_free.eq(
-            Mux(is_os, ~last | ~drain_active | drain_last, ~drain_active)
-        )
+        m.d.comb += path_free.eq(Mux(is_os, ~last | ~drain_active | drain_last, ~drain_active))
         may = Signal(name="compute_may")
         fire = Signal(name="compute_fire")
         m.d.comb += [

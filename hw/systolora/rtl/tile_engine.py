@@ -79,9 +79,7 @@ class TileEngine(wiring.Component):
         shape = {"rows": self._rows, "cols": self._cols, "segments": self._segments}
         sequencer = Sequencer(**shape, address_bits=self._address_bits)
         edge = ArrayEdge(**shape, operand_bits=self._operand_bits)
-        array = SystolicArray(
-            **shape, operand_bits=self._operand_bits, psum_bits=self._psum_bits
-        )
+        array = SystolicArray(**shape, operand_bits=self._operand_bits, psum_bits=self._psum_bits)
         place(m, platform, "sequencer", sequencer)
         place(m, platform, "edge", edge)
         place(m, platform, "array", array)
@@ -108,9 +106,7 @@ class TileEngine(wiring.Component):
 
         for row in range(self._rows):
             m.d.comb += [array.a[row].eq(edge.a[row]), array.ctl[row].eq(edge.ctl[row])]
-            m.d.comb += [
-                array.left[s][row].eq(edge.left[s][row]) for s in range(self._segments)
-            ]
+            m.d.comb += [array.left[s][row].eq(edge.left[s][row]) for s in range(self._segments)]
         ctl = sequencer.sum_ctl
         for col in range(self._cols):
             m.d.comb += array.left_en[col].eq(edge.left_en[col])

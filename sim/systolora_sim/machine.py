@@ -1,0 +1,383 @@
+"""The Core without timing: executes tile and post commands exactly as docs/core.md says.
+
+The middle rung between the golden model (mathematics) and the RTL. All arithmetic is
+`systolora_sim.numerics`. Beyond executing, it refuses programs that would work only by luck: it
+proves from the tokens that no command touches accumulator rows which the other queue may still be
+using, and that no row is read before it was written.
+"""
+
+from collections import deque
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import (
+    AMAX_REGISTERS,
+    COL_STEP,
+    ROW_STEP,
+    SCALE_REGISTERS,
+    STICKY,
+    TOKENS_MAX,
+    Dataflow,
+    Edge,
+    Mode,
+    Opcode,
+    Source,
+)
+from systolora_sim import numerics as nx
+from systolora_sim.numerics import Scale
+from systolora_sim.program import CoreDevice, Outputs, PostCommand, TileCommand
+
+__all__ = ["DeadlockError", "Machine", "MachineError", "RaceError"]
+
+#: What the accumulators hold before anything is written: easy to recognise in a wrong result.
+POISON = 0x5A5A5A5A5A5A
+#: Depth of an output-stationary pass (numerics section 8).
+LOW_DEPTH, DEPTH = 1 << 15, (1 << 17) - 1
+
+Order = Literal["tile_first", "post_first"]
+
+
+class MachineError(ValueError):
+    """A command that the Core's contract does not allow."""
+
+
+class RaceError(MachineError):
+    """A program that relies on an order which its tokens do not guarantee."""
+
+
+class DeadlockError(MachineError):
+    """Both queues wait for tokens that nobody will give, or tokens are left over at the end."""
+
+
+class _Tokens:
+    """Tokens given by one queue to the other: remembers which command gave each one."""
+
+    def __init__(self, giver: str) -> None:
+        self.giver = giver
+        self.given: deque[int] = deque()
+
+    def give(self, index: int) -> None:
+        self.given.append(index)
+        if len(self.given) > TOKENS_MAX:
+            raise MachineError(
+                f"{len(self.given)} tokens of the {self.giver} queue may be outstanding: "
+                f"at most {TOKENS_MAX}"
+            )
+
+
+class Machine(CoreDevice):
+    """A functional Core.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    order : "tile_first" or "post_first"
+        Which queue runs as far as its tokens allow before the other one gets a turn. A correct
+        program gives the same results in both orders.
+
+    Raises
+    ------
+    MachineError, RaceError, DeadlockError
+        From `flush`, on a program that breaks the contract.
+    """
+
+    def __init__(self, config: AcceleratorConfig, order: Order = "tile_first") -> None:
+        super().__init__(config)
+        self.order: Order = order
+        depth, bits = config.acc_depth, config.acc_bits
+        self.acc = np.full((depth, config.cols), _wrap(np.int64(POISON), bits), np.int64)
+        self.stationary: NDArray[np.int64] | None = None
+        self.scales = [nx.ZERO] * SCALE_REGISTERS
+        self.amax = [0] * AMAX_REGISTERS
+        self.lanes = np.zeros(config.cols, np.int64)
+        self.bias = np.zeros(config.cols, np.int64)
+        self.sticky: set[str] = set()
+        # For the proof of order: per accumulator row the last command of each queue that used it.
+        self._written = np.zeros(depth, bool)
+        self._last_tile = np.zeros(depth, np.int64)
+        self._last_post = np.zeros(depth, np.int64)
+        self._tiles_done = self._posts_done = 0
+        self._known_posts = self._known_tiles = 0
+        self._from_tile, self._from_post = _Tokens("tile"), _Tokens("post")
+        self._result: list[NDArray[np.int64]] = []
+        self._acc_out: list[NDArray[np.int64]] = []
+        self._info: list[dict[str, int]] = []
+
+    async def flush(self) -> Outputs:
+        """Executes both queues to their ends; see `CoreDevice.flush`."""
+        tiles, posts = deque(self.pending.tiles), deque(self.pending.posts)
+        self.pending.tiles.clear()
+        self.pending.posts.clear()
+        while tiles or posts:
+            turns = (self._try_tile, self._try_post)
+            if self.order == "post_first":
+                turns = turns[::-1]
+            # `any` stops at the first queue that could move: the preferred one runs ahead.
+            if not any(turn(tiles if turn == self._try_tile else posts) for turn in turns):
+                raise DeadlockError(
+                    f"no token for either queue: {len(tiles)} tile commands (next: "
+                    f"{tiles[0].fields if tiles else 'none'}) and {len(posts)} post commands "
+                    f"(next: {posts[0].fields if posts else 'none'}) are left"
+                )
+        # Idle: whoever queues next has seen everything finish.
+        self._known_posts, self._known_tiles = self._posts_done, self._tiles_done
+        outputs = Outputs(
+            result=_stack(self._result, self.config.cols),
+            acc_out=_stack(self._acc_out, self.config.cols),
+            info=self._info,
+            cycles=None,
+            sticky=sum(1 << STICKY.index(name) for name in self.sticky),
+        )
+        self._result, self._acc_out, self._info = [], [], []
+        return outputs
+
+    # Tile queue -------------------------------------------------------------------------------
+
+    def _try_tile(self, queue: "deque[TileCommand]") -> bool:
+        if not queue:
+            return False
+        fields = queue[0].fields
+        if fields.get("wait", 0):
+            if not self._from_post.given:
+                return False
+            self._known_posts = self._from_post.given.popleft()
+        self._tiles_done += 1
+        self._tile(queue.popleft())
+        if fields.get("signal", 0):
+            self._from_tile.give(self._tiles_done)
+        return True
+
+    def _tile(self, command: TileCommand) -> None:
+        config, f = self.config, command.fields
+        act_low, wgt_low = f.get("act_low", 0), f.get("wgt_low", 0)
+        if (act_low or wgt_low) and not config.int16:
+            raise MachineError("act_low or wgt_low: this configuration has no byte planes")
+        if f["length"] < 1 or f.get("shift", 0) > 2:
+            raise MachineError(f"length = {f['length']}, shift = {f.get('shift', 0)}: out of range")
+        act = _signed(command.act, act_low)
+        if f.get("dataflow", Dataflow.WS) == Dataflow.OS:
+            most = LOW_DEPTH if act_low and wgt_low else DEPTH
+            if f["length"] > most:
+                raise MachineError(f"OS length = {f['length']}: at most {most}")
+            rows = f.get("out_rows", 0)
+            if not 1 <= rows <= config.rows:
+                raise MachineError(f"out_rows = {rows}: must be 1 to {config.rows}")
+            line = _signed(command.wgt[:, : config.cols], wgt_low)
+            self.stationary = None  # the top operand passed through its registers
+            sums = (act.T @ line)[:rows]
+        else:
+            if f.get("load", 0):
+                self.stationary = _signed(self._loaded(command).astype(np.uint8), wgt_low)
+            if self.stationary is None:
+                raise MachineError("WS without load, but the command before left no tile")
+            sums = act @ self.stationary
+        base, count = f.get("acc_base", 0), sums.shape[0]
+        where = self._bank("tile", base, count)
+        accumulate = f.get("accumulate", 0)
+        self._order_tile(where, accumulate)
+        sums = sums << np.int64(8 * f.get("shift", 0))
+        if accumulate:
+            sums = sums + self.acc[where]
+        self.acc[where] = _wrap(sums, config.acc_bits)
+        self._written[where] = True
+
+    def _loaded(self, command: TileCommand) -> NDArray[np.int64]:
+        """The bytes of the stationary tile [R, C] from its `wgt` beats."""
+        config = self.config
+        lines = command.wgt.reshape(-1, config.segments, config.lanes)
+        left = command.fields.get("edge", Edge.TOP) == Edge.LEFT
+        each = config.left_load if left else config.top_load
+        tile = np.zeros((config.rows, config.cols), np.int64)
+        for beat in range(each):
+            for segment in range(config.segments):
+                index = segment * each + each - 1 - beat
+                if left:
+                    tile[:, index] = lines[beat, segment, : config.rows]
+                else:
+                    tile[index, :] = lines[beat, segment, : config.cols]
+        return tile
+
+    def _order_tile(self, where: slice, accumulate: int) -> None:
+        late = self._last_post[where] > self._known_posts
+        if late.any():
+            row = where.start + int(np.argmax(late))
+            raise RaceError(
+                f"tile command {self._tiles_done} writes accumulator row {row}, which post command "
+                f"{self._last_post[row]} may still be using"
+            )
+        if accumulate and not self._written[where].all():
+            row = where.start + int(np.argmin(self._written[where]))
+            raise MachineError(
+                f"tile command {self._tiles_done} adds to accumulator row {row}, never written"
+            )
+        self._last_tile[where] = self._tiles_done
+
+    # Post queue -------------------------------------------------------------------------------
+
+    def _try_post(self, queue: "deque[PostCommand]") -> bool:
+        if not queue:
+            return False
+        fields = queue[0].fields
+        if fields.get("wait", 0):
+            if not self._from_tile.given:
+                return False
+            self._known_tiles = self._from_tile.given.popleft()
+        self._posts_done += 1
+        self._post(queue.popleft())
+        if fields.get("signal", 0):
+            self._from_post.give(self._posts_done)
+        return True
+
+    def _post(self, command: PostCommand) -> None:
+        f = command.fields
+        opcode, dst, imm = f.get("opcode", 0), f.get("dst", 0), f.get("imm", 0)
+        a, b = f.get("src_a", 0), f.get("src_b", 0)
+        if opcode == Opcode.ROWS:
+            self._rows(command)
+        elif opcode == Opcode.BIAS:
+            self.bias = command.acc_in[0]
+        elif opcode == Opcode.COLLECT:
+            self.amax[dst] = max(self.amax[dst], int(self.lanes.max()))
+            self.lanes = np.zeros_like(self.lanes)
+        elif opcode == Opcode.AMAX_SET:
+            self.amax[dst] = imm
+        elif opcode == Opcode.AMAX_READ:
+            self._info.append({"amax": self.amax[a], "m": 0, "e": 0})
+        elif opcode == Opcode.SCALE_SET:
+            e = imm >> 16 & 0x3FF
+            self.scales[dst] = Scale(imm & 0xFFFF, e - 1024 if e >= 512 else e).check()
+        elif opcode == Opcode.SCALE_MUL:
+            self.scales[dst] = nx.mul(self.scales[a], self.scales[b], self.sticky)
+        elif opcode == Opcode.SCALE_DIV:
+            self.scales[dst] = nx.div(self.scales[a], self.scales[b], self.sticky)
+        elif opcode == Opcode.SCALE_AMAX:
+            self.scales[dst] = nx.from_int(self.amax[a])
+        elif opcode == Opcode.SCALE_READ:
+            scale = self.scales[a]
+            self._info.append({"amax": 0, "m": scale.m, "e": scale.e})
+        elif opcode != Opcode.NOP:
+            raise MachineError(f"opcode {opcode}: unknown")
+
+    def _rows(self, command: PostCommand) -> None:
+        config, f = self.config, command.fields
+        rows, cols, mode = f["rows"], f.get("cols", 0), f.get("mode", Mode.RAW)
+        quantizes = mode in (Mode.INT8, Mode.INT16)
+        if rows < 1 or not 1 <= cols <= config.cols:
+            raise MachineError(f"ROWS of {rows} rows, {cols} columns: out of range")
+        if quantizes and any(f.get(name, 0) for name in ("add", "bias", "write", "emit")):
+            raise MachineError("ROWS: add, bias, write and emit are of RAW and ACC only")
+        if mode == Mode.INT16 and not config.int16:
+            raise MachineError("ROWS INT16: this configuration has 8-bit results")
+        reads, writes = [], []
+        if f.get("source", Source.BUFFER) == Source.BUFFER:
+            reads.append(self._bank("src", f.get("src_base", 0), rows))
+        if f.get("add", 0):
+            reads.append(self._bank("dst", f.get("dst_base", 0), rows))
+        if f.get("write", 0):
+            writes.append(self._bank("dst", f.get("dst_base", 0), rows))
+        if reads and f.get("source", 0) == Source.BUFFER and (f.get("add", 0) or writes):
+            distance = abs(f.get("src_base", 0) - f.get("dst_base", 0))
+            if 0 < distance < rows:
+                raise MachineError(
+                    f"ROWS: rows at {f.get('src_base', 0)} and {f.get('dst_base', 0)} overlap"
+                )
+        for where in reads:
+            self._order_post(where, reading=True)
+        for where in writes:
+            self._order_post(where, reading=False)
+
+        if f.get("source", Source.BUFFER) == Source.STREAM:
+            x = command.acc_in[:, :cols]
+        else:
+            x = self.acc[reads[0], :cols]
+        if quantizes:
+            magnitude = x
+            limit = nx.qmax(8 if mode == Mode.INT8 else 16)
+            words = self._words(f, rows, cols) if f.get("stochastic", 0) else None
+            q, clipped = nx.rescale(x, self.scales[f.get("src_a", 0)], -limit, limit, words)
+            if clipped and f.get("delayed", 0):
+                self.sticky.add("clip_delayed")
+            self._result.append(self._padded(q))
+        else:
+            v = self._sum(f, x, cols)
+            magnitude = v
+            if writes:
+                self.acc[writes[0]] = self._padded(v)
+                self._written[writes[0]] = True
+            if f.get("emit", 0):
+                self._acc_out.append(self._padded(v))
+        if f.get("amax", 0):
+            self.lanes[:cols] = np.maximum(self.lanes[:cols], np.abs(magnitude).max(axis=0))
+
+    def _sum(self, f: dict[str, int], x: NDArray[np.int64], cols: int) -> NDArray[np.int64]:
+        """v of a RAW or ACC row operation."""
+        bits = 32 if f.get("acc32", 0) else self.config.acc_bits
+        v = x
+        if f.get("mode", Mode.RAW) == Mode.ACC:
+            v, over = nx.rescale(x, self.scales[f.get("src_a", 0)], *nx.int_range(bits))
+            if over:
+                self.sticky.add("acc_sat")
+        terms = []
+        if f.get("add", 0):
+            base = f.get("dst_base", 0)
+            terms.append(self.acc[base : base + f["rows"], :cols])
+        if f.get("bias", 0):
+            terms.append(self.bias[:cols])
+        if terms:
+            v, over = nx.add_sat(v, *terms, bits=bits)
+            if over:
+                self.sticky.add("acc_sat")
+        return v
+
+    def _words(self, f: dict[str, int], rows: int, cols: int) -> NDArray[np.uint32]:
+        steps = (COL_STEP, ROW_STEP) if f.get("transposed", 0) else (ROW_STEP, COL_STEP)
+        row = np.arange(rows, dtype=np.uint64)[:, None] * np.uint64(steps[0])
+        col = np.arange(cols, dtype=np.uint64)[None, :] * np.uint64(steps[1])
+        x = (np.uint64(f.get("word0", 0)) + row + col) & np.uint64(0xFFFFFFFF)
+        return nx.mix(x.astype(np.uint32))
+
+    def _padded(self, v: NDArray[np.int64]) -> NDArray[np.int64]:
+        wide = np.zeros((v.shape[0], self.config.cols), np.int64)
+        wide[:, : v.shape[1]] = v
+        return wide
+
+    def _order_post(self, where: slice, *, reading: bool) -> None:
+        late = self._last_tile[where] > self._known_tiles
+        if late.any():
+            row = where.start + int(np.argmax(late))
+            raise RaceError(
+                f"post command {self._posts_done} {'reads' if reading else 'writes'} accumulator "
+                f"row {row}, which tile command {self._last_tile[row]} may still be writing"
+            )
+        if reading and not self._written[where].all():
+            row = where.start + int(np.argmin(self._written[where]))
+            raise MachineError(
+                f"post command {self._posts_done} reads accumulator row {row}, never written"
+            )
+        self._last_post[where] = self._posts_done
+
+    def _bank(self, who: str, base: int, count: int) -> slice:
+        """The rows base .. base + count - 1, which must lie in one bank."""
+        depth = self.config.bank_depth
+        if base + count > self.config.acc_depth or base // depth != (base + count - 1) // depth:
+            raise MachineError(
+                f"{who} rows {base}..{base + count - 1}: must lie in one bank of {depth} rows"
+            )
+        return slice(base, base + count)
+
+
+def _signed(planes: NDArray[np.uint8], low: int) -> NDArray[np.int64]:
+    """Bytes as integers: unsigned where they are low planes, else signed."""
+    return planes.astype(np.int64) if low else planes.view(np.int8).astype(np.int64)
+
+
+def _wrap(values: NDArray[np.int64] | np.int64, bits: int) -> NDArray[np.int64]:
+    """Values modulo 2^bits, as signed integers."""
+    return (np.asarray(values, np.int64) << np.int64(64 - bits)) >> np.int64(64 - bits)
+
+
+def _stack(blocks: list[NDArray[np.int64]], cols: int) -> NDArray[np.int64]:
+    return np.concatenate(blocks) if blocks else np.zeros((0, cols), np.int64)

@@ -1,0 +1,101 @@
+"""The generated Verilog as tools see it: lint, structure, one multiplier per PE."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from systolora.config import AcceleratorConfig, preset
+from systolora.emit import emit
+from systolora_sim.bench.build import build_environment
+
+WAIVERS = Path(__file__).parent.parent / "hw" / "systolora" / "lint.vlt"
+
+CONFIGS = {
+    "tiny": preset("tiny"),
+    "ecp5": preset("ecp5"),
+    "default": preset("default"),
+    "int8-4x16": AcceleratorConfig(rows=4, cols=16, segments=2, int16=False, acc_depth=64),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def verilog(request, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp(request.param)
+    emit(CONFIGS[request.param], directory)
+    return directory / "systolora_core.v"
+
+
+def yosys(*commands: str) -> dict:
+    """Runs Yosys in a process of its own; the last command is `stat -json`."""
+    program = (
+        "import sys\n"
+        "from pyosys import libyosys as ys\n"
+        "design = ys.Design()\n"
+        "for command in sys.argv[1:]:\n"
+        "    ys.run_pass(command, design)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *commands], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    return json.loads(run.stdout[run.stdout.rindex('\n{\n   "creator"') :].split("\n\n")[0])
+
+
+def lint(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["verilator", "--lint-only", "-Wall", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | build_environment("verilator"),
+    )
+
+
+def test_verilator_lint(verilog):
+    """Nothing beyond the waivers, each of which says why it is one."""
+    run = lint(str(WAIVERS), str(verilog))
+    assert run.returncode == 0 and "%" not in run.stderr + run.stdout, run.stderr[-3000:]
+
+
+def test_lint_would_fail(tmp_path):
+    """The waivers leave the rules that matter: an undriven signal, a latch, a loop."""
+    faults = {
+        "UNDRIVEN": "module m(output wire y); wire a; assign y = a; endmodule",
+        "LATCH": "module m(input wire e, d, output reg y); always @* if (e) y = d; endmodule",
+        "UNOPTFLAT": "module m(input wire e, output wire y); assign y = e ? ~y : y; endmodule",
+    }
+    for rule, text in faults.items():
+        file = tmp_path / "m.v"
+        file.write_text(text + "\n")
+        assert rule in lint(str(WAIVERS), str(file)).stderr
+
+
+def test_yosys_check(verilog):
+    """No latch, no loop, no undriven signal, no conflicting drivers."""
+    read = [f"read_verilog {verilog}", "hierarchy -check -top systolora_core", "proc"]
+    stat = yosys(*read, "check -assert", "flatten", "check -assert", "stat -json")
+    cells = stat["design"]["num_cells_by_type"]
+    assert not [name for name in cells if "latch" in name or name.startswith("$sr")]
+    assert any(name.startswith("$mem") for name in cells), "the buffers are not memories"
+
+
+def test_one_pe_with_one_multiplier(verilog):
+    """Identical PEs are one module, and it multiplies once."""
+    text = verilog.read_text()
+    names = [line.split()[1].split("(")[0] for line in text.splitlines() if line[:7] == "module "]
+    assert [name for name in names if name == "pe" or name.endswith(("_pe", ".pe"))] == ["pe"]
+    stat = yosys(
+        f"read_verilog {verilog}",
+        "synth -run begin:fine -top systolora_core",
+        "stat -json",
+    )
+    cells = stat["modules"]["\\pe"]["num_cells_by_type"]
+    multipliers = {
+        name: count for name, count in cells.items() if name.startswith(("$mul", "$macc"))
+    }
+    print(multipliers)
+    assert sum(multipliers.values()) == 1
