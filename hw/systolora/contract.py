@@ -10,16 +10,15 @@ from enum import IntEnum
 
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STICKY", "TOKENS_MAX",
-    "Dataflow", "Edge", "Field", "Mode", "Opcode", "Source", "INFO", "POST", "TILE",
-    "pack", "unpack",
+    "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status", "INFO", "POST", "TILE",
+    "pack", "unpack", "width",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16
 AMAX_REGISTERS = 8
 TOKENS_MAX = 255
 
-#: Sticky status bits by position (numerics.md section 5); the Core can raise the first three, the
-#: last two belong to the update.
+#: Sticky status bits by position (numerics section 5).
 STICKY = ("scale_range", "acc_sat", "clip_delayed", "master_range", "momentum_range")
 
 #: Steps of the random word per row and per column of the logical tensor (numerics.md section 7).
@@ -55,6 +54,23 @@ class Mode(IntEnum):
     ACC = 1  # rescale, saturate to the accumulator
     INT8 = 2  # rescale, saturate to -127..127, leave on `result`
     INT16 = 3  # rescale, saturate to -32767..32767, leave on `result`
+
+
+class Limit(IntEnum):
+    """Ranges of a row operation's rescaled term and of its value."""
+
+    ACC = 0  # the accumulator, both
+    ACC32 = 1  # signed 32 bits, both
+    INT16 = 2  # signed 32 bits; -32767..32767 (numerics section 6)
+
+
+class Status(IntEnum):
+    """Which sticky bit a saturation of a row operation sets."""
+
+    ACC_SAT = 0  # acc_sat, of the term or of the value
+    MASTER = 1  # master_range, of the value only
+    MOMENTUM = 2  # momentum_range, of the value only
+    NONE = 3
 
 
 class Opcode(IntEnum):
@@ -110,11 +126,14 @@ POST: tuple[Field, ...] = (
     Field("mode", 2, "ROWS: Mode"),
     Field("add", 1, "ROWS, RAW and ACC: add the accumulators at dst_base"),
     Field("bias", 1, "ROWS, RAW and ACC: add the bias row"),
-    Field("acc32", 1, "ROWS, RAW and ACC: saturate to 32 bits instead of the buffer's width"),
+    Field("limit", 2, "ROWS, RAW and ACC: Limit of the term and of the value"),
+    Field("negate", 1, "ROWS, RAW and ACC: subtract the term instead of adding it"),
+    Field("sign", 1, "ROWS: the source is replaced by its sign, -1, 0 or 1"),
+    Field("status", 2, "ROWS, RAW and ACC: Status that a saturation sets"),
     Field("write", 1, "ROWS, RAW and ACC: write the value to the accumulators at dst_base"),
     Field("emit", 1, "ROWS, RAW and ACC: send the value on `acc_out`"),
     Field("amax", 1, "ROWS: fold into the lanes' maxima (value if RAW or ACC, else the source)"),
-    Field("stochastic", 1, "ROWS, INT8 and INT16: round stochastically"),
+    Field("stochastic", 1, "ROWS, all but RAW: round stochastically"),
     Field("transposed", 1, "ROWS: device rows are the logical tensor's columns (random words)"),
     Field("delayed", 1, "ROWS, INT8 and INT16: a clipped value sets clip_delayed"),
     Field("rows", 20, "ROWS: number of rows, at least 1"),
@@ -130,6 +149,11 @@ INFO: tuple[Field, ...] = (
     Field("m", 16, "mantissa of a Scale"),
     Field("e", 10, "exponent of a Scale", signed=True),
 )
+
+
+def width(table: tuple[Field, ...], name: str) -> int:
+    """Bits of a table's field."""
+    return next(field.width for field in table if field.name == name)
 
 
 def pack(table: tuple[Field, ...], values: Mapping[str, int]) -> int:

@@ -32,7 +32,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import COL_STEP, ROW_STEP, STICKY, Dataflow, Edge, Mode, Opcode, Source
+from systolora.contract import (
+    COL_STEP,
+    ROW_STEP,
+    STICKY,
+    Dataflow,
+    Edge,
+    Limit,
+    Mode,
+    Opcode,
+    Source,
+)
 from systolora_sim import numerics as nx
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.numerics import Scale
@@ -304,7 +314,7 @@ class _Compiler:
         planes = [_planes(product.streamed), _planes(product.stationary)]
         self.acts = [(p, _streamed(p, config)) for p in planes[0]]
         self.wgts = [(p, _stationary(p, product.edge, config)) for p in planes[1]]
-        self.acc32 = int(product.acc_bits == nx.NARROW_BITS)
+        self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
         self._in_array: tuple[int, int, int] | None = None
 
     # Array --------------------------------------------------------------------------------------
@@ -428,7 +438,7 @@ class _Compiler:
             "cols": block.cols,
             "emit": int(emit),
             "amax": int(quantize is not None),
-            "acc32": self.acc32,
+            "limit": self.limit,
             "src_base": block.base,
         }
         if term is not None:

@@ -22,9 +22,11 @@ from systolora.contract import (
     TOKENS_MAX,
     Dataflow,
     Edge,
+    Limit,
     Mode,
     Opcode,
     Source,
+    Status,
 )
 from systolora_sim import numerics as nx
 from systolora_sim.numerics import Scale
@@ -267,8 +269,10 @@ class Machine(CoreDevice):
         quantizes = mode in (Mode.INT8, Mode.INT16)
         if rows < 1 or not 1 <= cols <= config.cols:
             raise MachineError(f"ROWS of {rows} rows, {cols} columns: out of range")
-        if quantizes and any(f.get(name, 0) for name in ("add", "bias", "write", "emit")):
-            raise MachineError("ROWS: add, bias, write and emit are of RAW and ACC only")
+        if quantizes and any(
+            f.get(name, 0) for name in ("add", "bias", "write", "emit", "negate", "limit", "status")
+        ):
+            raise MachineError("ROWS: add, bias, write, emit, negate, limit, status are of RAW and ACC")
         if mode == Mode.INT16 and not config.int16:
             raise MachineError("ROWS INT16: this configuration has 8-bit results")
         reads, writes = [], []
@@ -293,6 +297,8 @@ class Machine(CoreDevice):
             x = command.acc_in[:, :cols]
         else:
             x = self.acc[reads[0], :cols]
+        if f.get("sign", 0):
+            x = np.sign(x)
         if quantizes:
             magnitude = x
             limit = nx.qmax(8 if mode == Mode.INT8 else 16)
@@ -314,22 +320,34 @@ class Machine(CoreDevice):
 
     def _sum(self, f: dict[str, int], x: NDArray[np.int64], cols: int) -> NDArray[np.int64]:
         """v of a RAW or ACC row operation."""
-        bits = 32 if f.get("acc32", 0) else self.config.acc_bits
-        v = x
+        limit = f.get("limit", Limit.ACC)
+        term_bits = self.config.acc_bits if limit == Limit.ACC else 32
+        v, over, term_over = x, False, False
         if f.get("mode", Mode.RAW) == Mode.ACC:
-            v, over = nx.rescale(x, self.scales[f.get("src_a", 0)], *nx.int_range(bits))
-            if over:
-                self.sticky.add("acc_sat")
+            words = self._words(f, *x.shape) if f.get("stochastic", 0) else None
+            scale = self.scales[f.get("src_a", 0)]
+            v, term_over = nx.rescale(x, scale, *nx.int_range(term_bits), words)
+        if f.get("negate", 0):
+            v = -v
         terms = []
         if f.get("add", 0):
             base = f.get("dst_base", 0)
             terms.append(self.acc[base : base + f["rows"], :cols])
         if f.get("bias", 0):
             terms.append(self.bias[:cols])
-        if terms:
-            v, over = nx.add_sat(v, *terms, bits=bits)
-            if over:
-                self.sticky.add("acc_sat")
+        if limit == Limit.INT16:
+            exact = v + sum(terms)
+            v = np.clip(exact, -nx.qmax(16), nx.qmax(16))
+            over = bool((v != exact).any())
+        elif terms or f.get("negate", 0):
+            v, over = nx.add_sat(v, *terms, bits=term_bits)
+        status = f.get("status", Status.ACC_SAT)
+        if status == Status.ACC_SAT and (over or term_over):
+            self.sticky.add("acc_sat")
+        elif over and status == Status.MASTER:
+            self.sticky.add("master_range")
+        elif over and status == Status.MOMENTUM:
+            self.sticky.add("momentum_range")
         return v
 
     def _words(self, f: dict[str, int], rows: int, cols: int) -> NDArray[np.uint32]:

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from systolora import contract
 from systolora.config import AcceleratorConfig
+from systolora.contract import Status
 from systolora.rtl.accumulator import BANKS
 from systolora.rtl.flow import link
 from systolora.rtl.layouts import InfoLayout, PostLayout, TileLayout
@@ -20,9 +21,6 @@ from systolora.rtl.scale_unit import ScaleUnit
 from systolora.rtl.tile_engine import TileEngine
 
 __all__ = ["Core"]
-
-#: Sticky bits that the Core itself can raise.
-CORE_STICKY = ("scale_range", "acc_sat", "clip_delayed")
 
 
 class Core(wiring.Component):
@@ -58,7 +56,7 @@ class Core(wiring.Component):
                 "acc_out": Out(stream.Signature(acc)),
                 "result": Out(stream.Signature(results)),
                 "info": Out(stream.Signature(InfoLayout)),
-                "sticky": Out(len(CORE_STICKY)),
+                "sticky": Out(len(contract.STICKY)),
                 "sticky_clear": In(1),
                 "busy": Out(1),
             }
@@ -156,19 +154,24 @@ class Core(wiring.Component):
             amax = lane.amax_out
         m.d.comb += control.amax_in.eq(amax)
 
-        events = Signal(len(CORE_STICKY))
-        m.d.comb += events.eq(
-            Cat(
-                control.scale_range,
-                (control.sat_row & saturated.any()) | (control.clip_row & clipped.any()),
-                control.delayed_row & clipped.any(),
-            )
-        )
+        # Position by position of contract.STICKY
+        events = Signal(len(contract.STICKY))
+        over, clip = Signal(), Signal()
+        m.d.comb += [
+            over.eq(control.sat_row & saturated.any()),
+            clip.eq(control.clip_row & clipped.any()),
+            events.eq(
+                Cat(
+                    control.scale_range,
+                    (over | clip) & (control.status == Status.ACC_SAT),
+                    control.delayed_row & clipped.any(),
+                    over & (control.status == Status.MASTER),
+                    over & (control.status == Status.MOMENTUM),
+                )
+            ),
+        ]
         with m.If(self.sticky_clear):
             m.d.sync += self.sticky.eq(events)
         with m.Else():
             m.d.sync += self.sticky.eq(self.sticky | events)
         return m
-
-
-assert contract.STICKY[: len(CORE_STICKY)] == CORE_STICKY, "the Core's bits come first"

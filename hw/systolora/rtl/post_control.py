@@ -19,6 +19,8 @@ from systolora.rtl.types import ScaleLayout
 
 __all__ = ["PostControl"]
 
+AMAX_BITS = contract.width(contract.INFO, "amax")
+
 
 class PostControl(wiring.Component):
     """Executes one post command after the other (docs/core.md).
@@ -42,7 +44,8 @@ class PostControl(wiring.Component):
     push, push_result : a row leaves the lanes in this cycle; it is a quantized one
     pop : the output queue gave a row away
     amax_in : maximum shifted out of the last lane
-    sat_row, clip_row : the lanes' `saturated` / `clipped` bits count in this cycle for acc_sat
+    sat_row, clip_row : the lanes' `saturated` / `clipped` bits count in this cycle
+    status : contract.Status they count for
     delayed_row : `clipped` counts for clip_delayed
     scale_range : a Scale operation saturated its exponent
     bank_claimed, bank_busy : see Sequencer
@@ -72,6 +75,7 @@ class PostControl(wiring.Component):
                 "sat_row": Out(1),
                 "clip_row": Out(1),
                 "delayed_row": Out(1),
+                "status": Out(contract.width(contract.POST, "status")),
                 "scale_range": Out(1),
                 "bank_claimed": Out(BANKS),
                 "bank_busy": In(BANKS),
@@ -99,13 +103,14 @@ class PostControl(wiring.Component):
         m.d.sync += pipeline.eq(age)
 
         quantizes = Signal()
-        adds, has_bias, writes = Signal(), Signal(), Signal()
+        adds, has_bias, writes, negates = Signal(), Signal(), Signal(), Signal()
         reads = Signal()
         m.d.comb += [
             quantizes.eq((command.mode == Mode.INT8) | (command.mode == Mode.INT16)),
             adds.eq(command.add & ~quantizes),
             has_bias.eq(command.bias & ~quantizes),
             writes.eq(command.write & ~quantizes),
+            negates.eq(command.negate & ~quantizes),
             reads.eq(command.source == Source.BUFFER),
         ]
 
@@ -158,7 +163,10 @@ class PostControl(wiring.Component):
             lanes.dst_bank.eq(dst_bank),
             lanes.add.eq(adds),
             lanes.bias.eq(has_bias),
-            lanes.sat32.eq(command.acc32 & (adds | has_bias)),
+            lanes.sat32.eq((command.limit == contract.Limit.ACC32) & (adds | has_bias | negates)),
+            lanes.sat16.eq((command.limit == contract.Limit.INT16) & ~quantizes),
+            lanes.negate.eq(negates),
+            lanes.sign.eq(command.sign),
             lanes.amax_source.eq(quantizes),
             lanes.row_word.eq(word),
             lanes.amax_valid.eq(
@@ -168,6 +176,7 @@ class PostControl(wiring.Component):
             self.push_result.eq(quantizes),
             self.sat_row.eq(age[PostLane.SATURATED]),
             self.clip_row.eq(age[PostLane.CLIPPED] & (command.mode == Mode.ACC)),
+            self.status.eq(command.status),
             self.delayed_row.eq(age[PostLane.CLIPPED] & quantizes & command.delayed),
         ]
 
@@ -176,7 +185,7 @@ class PostControl(wiring.Component):
     ) -> None:
         lanes = self.lanes
         scales = Memory(shape=ScaleLayout, depth=contract.SCALE_REGISTERS, init=[])
-        amaxes = Memory(shape=contract_amax_bits(), depth=contract.AMAX_REGISTERS, init=[])
+        amaxes = Memory(shape=AMAX_BITS, depth=contract.AMAX_REGISTERS, init=[])
         m.submodules.scales, m.submodules.amaxes = scales, amaxes
         scale_a = scales.read_port(domain="comb")
         scale_b = scales.read_port(domain="comb")
@@ -216,7 +225,7 @@ class PostControl(wiring.Component):
             with m.Switch(command.mode):
                 with m.Case(Mode.RAW):
                     m.d.sync += [factor.m.eq(1 << 15), factor.e.eq(0)]
-                with m.Case(Mode.ACC), m.If(command.acc32):
+                with m.Case(Mode.ACC), m.If(command.limit != contract.Limit.ACC):
                     m.d.sync += limit.eq(Limit.ACC32)
                 with m.Case(Mode.INT8):
                     m.d.sync += limit.eq(Limit.INT8)
@@ -227,7 +236,7 @@ class PostControl(wiring.Component):
             control.m.eq(factor.m),
             control.e.eq(factor.e),
             control.limit.eq(limit),
-            control.stochastic.eq(command.stochastic & command.mode[1]),
+            control.stochastic.eq(command.stochastic & (command.mode != Mode.RAW)),
             self.rescale.eq(control.controls),
         ]
 
@@ -274,7 +283,7 @@ class PostControl(wiring.Component):
         rows_left = Signal(command.rows.shape(), reset_less=True)
         pause = Signal()
         lane = Signal(range(self._cols), reset_less=True)
-        highest = Signal(contract_amax_bits(), reset_less=True)
+        highest = Signal(AMAX_BITS, reset_less=True)
         info = self.info.payload
 
         with m.FSM() as fsm:
@@ -373,8 +382,3 @@ class PostControl(wiring.Component):
             with m.State("FINISH"):
                 m.d.comb += self.token_out.eq(command.signal)
                 m.next = "FETCH"
-
-
-def contract_amax_bits() -> int:
-    """Width of a maximum register, from the contract."""
-    return next(f.width for f in contract.INFO if f.name == "amax")

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -23,6 +23,9 @@ LaneControl = data.StructLayout(
         "add": 1,
         "bias": 1,
         "sat32": 1,
+        "sat16": 1,
+        "negate": 1,
+        "sign": 1,
         "amax_source": 1,  # the maximum is of the source, not of the value
         "row_word": 32,  # cycle WORD: seed word of the row's first element
         "amax_valid": 1,  # cycle SOURCE or VALUE, by amax_source
@@ -108,7 +111,10 @@ class PostLane(wiring.Component):
             m.d.comb += source.eq(beat_2)
         with m.Else():
             m.d.comb += source.eq(Mux(ctl.src_bank, self.read_data[1], self.read_data[0]))
-        m.d.sync += x.eq(source)
+        with m.If(ctl.sign):
+            m.d.sync += x.eq(Cat(source.any(), source[-1].replicate(self._acc_bits - 1)).as_signed())
+        with m.Else():
+            m.d.sync += x.eq(source)
 
         # Random word
         random_word = RandomWord()
@@ -141,28 +147,35 @@ class PostLane(wiring.Component):
             masked_dst.eq(Mux(ctl.add, dst, 0)),
             masked_bias.eq(Mux(ctl.bias, bias, 0)),
         ]
-        m.d.sync += total.eq(term + masked_dst + masked_bias)
+        # Subtracting is adding the complement and one
+        signed_term = Signal(acc)
+        m.d.comb += signed_term.eq(Mux(ctl.negate, ~term, term))
+        m.d.sync += total.eq(signed_term + masked_dst + masked_bias + ctl.negate)
 
         # Cycle SATURATED: it fits n bits if all above bit n - 1 equal the sign
-        fits, fits32 = Signal(), Signal()
         negative = total[-1]
 
         def excess(bits: int):
             upper = total[bits - 1 : -1]
             return (upper ^ negative.replicate(len(upper))).any()
 
-        m.d.comb += [fits.eq(~excess(self._acc_bits)), fits32.eq(~excess(32))]
-        saturate, low_half = Signal(), Signal()
-        m.d.comb += [
-            low_half.eq(ctl.sat32),
-            saturate.eq(Mux(low_half, ~fits32, ~fits)),
-            self.saturated.eq(saturate & self.col_valid),
-        ]
+        # A master is symmetric: -32768 does not fit
+        lowest16 = negative & ~total[:15].any()
+        saturate = Signal()
+        highest = Signal(self._acc_bits - 1)
+        with m.If(ctl.sat16):
+            m.d.comb += [saturate.eq(excess(16) | lowest16), highest.eq((1 << 15) - 1)]
+        with m.Elif(ctl.sat32):
+            m.d.comb += [saturate.eq(excess(32)), highest.eq((1 << 31) - 1)]
+        with m.Else():
+            m.d.comb += [saturate.eq(excess(self._acc_bits)), highest.eq(-1)]
+        m.d.comb += self.saturated.eq(saturate & self.col_valid)
         value = Signal(acc, reset_less=True)
         limit = Signal(acc)
-        highest = (1 << (self._acc_bits - 1)) - 1
-        top = Mux(low_half, (1 << 31) - 1, highest)
-        m.d.comb += limit.eq(top ^ negative.replicate(self._acc_bits))
+        # The complement of the highest value is the lowest, one further from zero
+        m.d.comb += limit.eq(Cat(highest, 0) ^ negative.replicate(self._acc_bits))
+        with m.If(ctl.sat16 & negative):
+            m.d.comb += limit[0].eq(1)
         m.d.sync += value.eq(Mux(saturate, limit, total))
         m.d.comb += self.value.eq(Mux(self.col_valid, value, 0))
 

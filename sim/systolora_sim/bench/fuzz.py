@@ -113,7 +113,7 @@ class _Programmer:
             "source": Source.STREAM,
             "src_a": choose(0, SCALE_REGISTERS - 1),
             "amax": choose(0, 1),
-            "acc32": choose(0, 1),
+            "sign": int(choose(0, 5) == 0),
             "transposed": choose(0, 1),
             "word0": choose(0, (1 << 32) - 1),
         }
@@ -125,7 +125,8 @@ class _Programmer:
         if fields["mode"] in (Mode.INT8, Mode.INT16):
             fields |= {"stochastic": choose(0, 1), "delayed": choose(0, 1)}
             return fields
-        fields |= {"bias": choose(0, 1), "emit": choose(0, 1)}
+        fields |= {"bias": choose(0, 1), "emit": choose(0, 1), "negate": choose(0, 1)}
+        fields |= {"limit": choose(0, 2), "status": choose(0, 3), "stochastic": choose(0, 1)}
         bank = banks[choose(0, len(banks) - 1)]
         dst = self._filled(bank, count)
         if src is not None and choose(0, 3) == 0:

@@ -7,7 +7,7 @@ depends on, and one small read a cycle.
 """
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import INFO, POST, TILE
+from systolora.contract import INFO, POST, STICKY, TILE
 
 __all__ = ["CORE", "INPUTS", "OUTPUTS", "STATUS_BUSY", "STATUS_STICKY", "TOP", "widths", "wrapper"]
 __all__ += ["control_file"]
@@ -23,7 +23,7 @@ OUTPUTS = ("acc_out", "result", "info")
 #: Positions in `status` above the moved beats.
 STATUS_BUSY = len(INPUTS) + len(OUTPUTS)
 STATUS_STICKY = STATUS_BUSY + 1
-STICKY_BITS = 3
+STICKY_BITS = len(STICKY)
 
 
 def widths(config: AcceleratorConfig) -> dict[str, int]:
