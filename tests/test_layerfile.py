@@ -157,7 +157,7 @@ def test_bfloat16_is_widened_exactly(tmp_path):
 
 def test_every_bfloat16_widens_as_ml_dtypes_says():
     bits = np.arange(1 << 16, dtype=np.uint16)
-    got = layerfile._Stored("BF16", (256, 256), bits.tobytes()).array()
+    got = layerfile.Stored("BF16", (256, 256), bits.tobytes()).array()
     wanted = bits.view(ml_dtypes.bfloat16).astype(np.float32).reshape(256, 256)
     assert got.dtype == np.float32
     assert np.array_equal(got, wanted, equal_nan=True)

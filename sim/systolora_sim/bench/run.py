@@ -1,4 +1,4 @@
-"""Runs a layer or a program on the generated Verilog, in a simulator of its own process."""
+"""Runs layers, programs and training on the generated Verilog, in a simulator of their own."""
 
 import tempfile
 import threading
@@ -14,13 +14,21 @@ from systolora_sim.bench.build import (
     quiet_environment,
     tail,
 )
-from systolora_sim.bench.jobs import layer_outcome, program_outcome, save_job
+from systolora_sim.bench.jobs import (
+    Work,
+    layer_outcome,
+    program_outcome,
+    save_job,
+    training_outcome,
+)
 from systolora_sim.bench.wrapper import TOP
 from systolora_sim.compiler import ProductRecord
+from systolora_sim.device_training import LayerStepRecord, TrainingJob
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.program import Outputs, Program
+from systolora_sim.training import TrainingResult, TrainingState
 
-__all__ = ["run_program", "run_rtl", "simulate"]
+__all__ = ["run_program", "run_rtl", "run_training", "simulate"]
 
 DEFAULT_CACHE = Path("build") / "sim"
 
@@ -28,7 +36,7 @@ DEFAULT_CACHE = Path("build") / "sim"
 def simulate(
     simulator: Simulator,
     config: AcceleratorConfig,
-    work: Layer | Program,
+    work: Work,
     stall_seed: int | None,
     progress: Callable[[int], None] | None,
     directory: Path,
@@ -119,6 +127,27 @@ def run_rtl(
     with tempfile.TemporaryDirectory(prefix="systolora-") as directory:
         out = simulate(simulator, config, layer, stall_seed, progress, Path(directory))
         return layer_outcome(out)
+
+
+def run_training(
+    state: TrainingState,
+    steps: int,
+    config: AcceleratorConfig,
+    verilog: Path,
+    stall_seed: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    *,
+    cache: Path = DEFAULT_CACHE,
+) -> tuple[TrainingResult, list[LayerStepRecord]]:
+    """`training.train` on the generated Verilog, all steps in one simulation; raises as `run_rtl`.
+
+    Returns the state and results after the last step, and what each step of each layer cost.
+    """
+    simulator = build_simulator(verilog, config, cache)
+    job = TrainingJob(state=state, steps=steps)
+    with tempfile.TemporaryDirectory(prefix="systolora-") as directory:
+        out = simulate(simulator, config, job, stall_seed, progress, Path(directory))
+        return training_outcome(out)
 
 
 def run_program(

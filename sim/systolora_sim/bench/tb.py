@@ -6,11 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import cocotb
+from cocotb.triggers import FallingEdge
 
 from systolora_sim.bench.device import RtlDevice, check_widths
-from systolora_sim.bench.jobs import load_job, save_layer_outcome, save_program_outcome
+from systolora_sim.bench.jobs import (
+    load_job,
+    save_layer_outcome,
+    save_program_outcome,
+    save_training_outcome,
+)
 from systolora_sim.compiler import compute_layer
+from systolora_sim.device_training import DeviceBackend, TrainingJob
 from systolora_sim.layer import Layer
+from systolora_sim.training import train
 
 __all__ = ["run_job"]
 
@@ -29,6 +37,19 @@ class _Progress:
             self.path.write_text(str(count), encoding="ascii")
 
 
+def _backend(device: RtlDevice) -> DeviceBackend:
+    """The training backend of the Core in this simulation."""
+
+    async def clear_sticky() -> None:
+        clear, edge = device.dut.sticky_clear, FallingEdge(device.dut.clk)
+        clear.value = 1
+        await edge
+        clear.value = 0
+        await edge
+
+    return DeviceBackend(device, clear_sticky)
+
+
 @cocotb.test()
 async def run_job(dut: Any) -> None:
     """Runs the job in SYSTOLORA_JOB; the error, if there is one, goes beside it."""
@@ -43,6 +64,11 @@ async def run_job(dut: Any) -> None:
             result, records = await compute_layer(device, work)
             await device.finish()
             save_layer_outcome(out, result, records)
+        elif isinstance(work, TrainingJob):
+            backend = _backend(device)
+            result = await train(work.state, work.steps, backend)
+            await device.finish()
+            save_training_outcome(out, result, backend.records)
         else:
             device.load(work)
             outputs = await device.flush()

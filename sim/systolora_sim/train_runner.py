@@ -1,0 +1,200 @@
+"""Runs training steps of a layer file on a backend and writes the state: the same bytes from all.
+
+The counterpart of `runner.run_file` for files of `systolora_sim.statefile`.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from systolora.config import AcceleratorConfig
+from systolora_sim import runner
+from systolora_sim.calibrate import to_float
+from systolora_sim.compiler import CompileError, act_beats, check_layer
+from systolora_sim.layer import LayerError
+from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
+from systolora_sim.statefile import Options, load_state, write_training
+from systolora_sim.training import (
+    TrainingResult,
+    TrainingState,
+    rescale_saturated,
+    run_steps,
+)
+
+if TYPE_CHECKING:
+    from systolora_sim.device_training import LayerStepRecord
+
+__all__ = ["train_file"]
+
+
+@contextlib.contextmanager
+def _bar(total: int, show: bool, name: str) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on a terminal, as a function of how many steps of a layer are done.
+
+    None where it is not shown or tqdm, which comes with the simulators, is not installed.
+    """
+    if show:
+        with contextlib.suppress(ModuleNotFoundError):
+            from tqdm import tqdm
+
+            # disable=None: only on a terminal. These backends are fast; logs need no bar.
+            with tqdm(total=total, desc=name, file=sys.stderr, disable=None) as bar:
+
+                def update(done: int) -> None:
+                    bar.update(done - bar.n)
+
+                yield update
+            return
+    yield None
+
+
+def _check_layers(state: TrainingState, config: AcceleratorConfig, path: Path) -> None:
+    """Raises RunError, naming the layer, where the configuration cannot compute one."""
+    for name, each in state.layers.items():
+        try:
+            check_layer(each.layer, config)
+        except CompileError as error:
+            where = f"layer {name}: " if name else ""
+            raise RunError(f"{path}: {where}{error}") from None
+
+
+def _on_rtl(
+    state: TrainingState,
+    steps: int,
+    config: AcceleratorConfig,
+    stall_seed: int | None,
+    build_dir: Path,
+    progress: bool,
+) -> "tuple[TrainingResult, list[LayerStepRecord]]":
+    """All steps in one simulation of the generated Verilog."""
+    from systolora_sim.bench.run import run_training  # here: the others work without cocotb
+
+    verilog = runner.ensure_verilog(config, build_dir)
+    beats = steps * sum(act_beats(each.layer, config) for each in state.layers.values())
+    with runner._bench_errors(), runner._bar(beats, progress) as update:
+        return run_training(
+            state, steps, config, verilog.file, stall_seed, update, cache=build_dir / "sim"
+        )
+
+
+def train_file(
+    layer_path: str | Path,
+    out_path: str | Path,
+    backend: str,
+    config: AcceleratorConfig,
+    *,
+    options: Options | None = None,
+    steps: int | None = None,
+    resume: str | Path | None = None,
+    rescale: bool = False,
+    json_path: str | Path | None = None,
+    stall_seed: int | None = None,
+    build_dir: str | Path | None = None,
+    progress: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Runs steps of a file's layers and writes the last results and the state after them.
+
+    The files appear complete or not at all. Cycles are null on the backends without time.
+
+    Parameters
+    ----------
+    layer_path, out_path : safetensors files, in and out
+    backend : one of `runner.BACKENDS`
+    config : the accelerator; the golden model's results do not depend on it
+    options : optimizer, lr and weight decay where the file lacks them
+    steps : how many, 1 if None
+    resume : an earlier output whose state takes the place of the layer file's; it may be `out_path`
+    rescale : whether masters and momenta that saturated get larger scales before the first step
+        (`training.rescale_saturated`)
+    json_path : where the report goes, None for nowhere
+    stall_seed : rtl: seed of random stalls on every stream, None for none
+    build_dir : rtl: where Verilog and simulators are kept, `build` if None
+    progress : whether stderr shows a progress bar
+    note : takes a sentence for each option that the file contradicts
+
+    Raises
+    ------
+    LayerFileError
+        If a file cannot be read or used, or the results not be written.
+    RunError
+        If an argument is wrong, an output cannot be written, or the backend fails.
+    """
+    layer_path, out_path = Path(layer_path), Path(out_path)
+    steps = 1 if steps is None else steps
+    if backend not in BACKENDS:
+        raise RunError(f"backend = {backend!r}: must be one of {', '.join(BACKENDS)}")
+    if steps < 1:
+        raise RunError(f"steps = {steps}: must be at least 1")
+    state = load_state(layer_path, options, resume, note)
+    if rescale:
+        try:
+            state = rescale_saturated(state)
+        except LayerError as error:
+            raise RunError(f"{layer_path if resume is None else resume}: {error}") from None
+    if state.step + steps >= 1 << 31:
+        source = layer_path if resume is None else resume
+        raise RunError(f"{source}: step: {state.step} and {steps} more: must stay below 2^31")
+    runner._check_output(out_path, [layer_path])
+    if json_path is not None:
+        json_path = Path(json_path)
+        others = [layer_path, out_path] + ([] if resume is None else [Path(resume)])
+        runner._check_output(json_path, others)
+    records: list[LayerStepRecord] = []
+    build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
+    if backend != "golden":
+        _check_layers(state, config, layer_path)
+    try:
+        if backend == "rtl":
+            result, records = _on_rtl(state, steps, config, stall_seed, build_dir, progress)
+        else:
+            device = None
+            if backend == "machine":
+                from systolora_sim.device_training import machine_backend
+
+                device = machine_backend(config)
+            with _bar(steps * len(state.layers), progress, backend) as update:
+                result = run_steps(state, steps, device, update)
+            if device is not None:
+                records = device.records
+    except CompileError as error:
+        raise RunError(f"{layer_path}: {error}") from None
+    if json_path is not None:
+        runner._write_json(json_path, _report(state, result, backend, config, records))
+    write_training(out_path, result)
+    return result
+
+
+def _report(
+    before: TrainingState,
+    result: TrainingResult,
+    backend: str,
+    config: AcceleratorConfig,
+    records: "list[LayerStepRecord]",
+) -> dict[str, Any]:
+    """What ran, and where the backend has parts, each part of each step of each layer."""
+    after = result.state
+    names = list(after.layers)
+    cycles = [record.cycles for record in records]
+    known = [count for count in cycles if count is not None]
+    return {
+        "backend": backend,
+        "configuration": config.to_dict(),
+        "digest": config.digest,
+        "optimizer": after.optimizer.kind,
+        "lr": to_float(after.optimizer.lr),
+        "weight_decay": to_float(after.optimizer.weight_decay),
+        "seed": after.seed,
+        "first_step": before.step,
+        "steps": after.step - before.step,
+        "layers": [
+            {"name": name, "sticky": sorted(each.sticky)} for name, each in after.layers.items()
+        ],
+        "parts": [
+            {"name": names[record.index], "cycles": record.cycles} | record.to_dict()
+            for record in records
+        ],
+        "cycles": sum(known) if records and len(known) == len(cycles) else None,
+    }
