@@ -112,11 +112,12 @@ class Machine(CoreDevice):
         self.pending.tiles.clear()
         self.pending.posts.clear()
         while tiles or posts:
-            turns = (self._try_tile, self._try_post)
-            if self.order == "post_first":
-                turns = turns[::-1]
-            # `any` stops at the first queue that could move: the preferred one runs ahead.
-            if not any(turn(tiles if turn == self._try_tile else posts) for turn in turns):
+            # The second turn is taken only if the first cannot move: one queue runs ahead.
+            if self.order == "tile_first":
+                moved = self._try_tile(tiles) or self._try_post(posts)
+            else:
+                moved = self._try_post(posts) or self._try_tile(tiles)
+            if not moved:
                 raise DeadlockError(
                     f"no token for either queue: {len(tiles)} tile commands (next: "
                     f"{tiles[0].fields if tiles else 'none'}) and {len(posts)} post commands "

@@ -25,13 +25,19 @@ from systolora_sim.bench.wrapper import TOP, control_file, wrapper
 __all__ = ["BenchError", "Simulator", "build_simulator", "make_runner", "quiet_environment"]
 __all__ += ["build_environment", "simulator_name", "tail"]
 
-#: Options per simulator. -O1 for the C++: more costs build time and gains nothing. The lint of the
-#: Core is a test of its own; here warnings about the wrapper's unused bits would only hide errors.
-_OPTIONS: dict[str, list[str]] = {"verilator": ["-Wno-fatal", "-Wno-lint"], "icarus": []}
+#: Options per simulator. The lint of the Core is a test of its own; here only what shows that the
+#: Verilog is not that of the configuration is an error: ports of other widths, or missing ones.
+_OPTIONS: dict[str, list[str]] = {
+    "verilator": [
+        "-Wno-lint",
+        *(f"-Werror-{name}" for name in ("WIDTHTRUNC", "WIDTHEXPAND", "PINMISSING")),
+    ],
+    "icarus": [],
+}
 _STAMP = "built"
 
 #: The wheel's makefile leaves out how a precompiled header is included, so that every design large
-#: enough for split output fails to compile; -O1 overrides its default for the fast path.
+#: enough for split output fails to compile. -O1: more costs build time and gains nothing.
 _MAKEFLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1"
 
 
@@ -50,7 +56,7 @@ class _Verilator(Verilator):
 
 @dataclass(frozen=True)
 class Simulator:
-    """A built simulator: its name, directory, digest, and the seconds its build took (0: reused)."""
+    """A built simulator: name, directory, digest, and the seconds of its build (0: reused)."""
 
     name: str
     directory: Path

