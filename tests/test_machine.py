@@ -164,7 +164,7 @@ def test_zero_tensors():
 def test_deep_low_planes():
     """A low-rank term deeper than 32768: passes of two low planes are cut there."""
     layer = random_layer(5, 3, 2, 3, 33000, bits=WIDE, extremes=True, want_dx=True)
-    check(layer, preset("paper"))
+    check(layer, AcceleratorConfig(rows=4, cols=4, segments=1, acc_depth=4096))
 
 
 def test_a_layer_that_the_array_cannot_do():

@@ -320,7 +320,10 @@ class PostControl(wiring.Component):
                         & ~(alternate & pause)
                     ),
                 ]
-                m.d.sync += pause.eq(issue)
+                # Every second cycle, not every second cycle that could issue: a row's read of its
+                # destination, an odd number of cycles later, must never meet a younger row's
+                # read of its source.
+                m.d.sync += pause.eq(~pause)
                 with m.If(issue):
                     m.d.sync += rows_left.eq(rows_left - 1)
                     with m.If(rows_left == 1):

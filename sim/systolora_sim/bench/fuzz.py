@@ -106,7 +106,8 @@ class _Programmer:
 
     def _row_operation(self, banks: tuple[int, ...]) -> dict[str, int]:
         config, choose = self.config, self.choose
-        count = choose(1, 9)
+        # Long ones fill the output queue, so that stalls reach the issue of rows
+        count = choose(1, config.bank_depth if choose(0, 2) == 0 else 9)
         fields: dict[str, int] = {
             "rows": count,
             "cols": choose(1, config.cols),
