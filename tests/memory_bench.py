@@ -662,6 +662,17 @@ async def abort(dut: Any) -> None:
         await both(bench, {way: [bench.region(way, 24) for _ in range(2)] for way in "rw"})
     assert codes == {OK, ABORTED}
 
+    # The only burst of a request, while it waits for its payload
+    active = bench.writes.active
+    bench.request("w", Region(HALF, 1, BUS, 0))
+    await bench.cycles(20)
+    assert int(dut.w_busy.value)
+    dut.w_soft_abort.value = 1
+    assert await bench.responses("w", 1) == [ABORTED]
+    dut.w_soft_abort.value = 0
+    assert bench.writes.active == active
+    await both(bench, {"r": [], "w": [Region(HALF, 1, BUS, 0)]})
+
 
 @cocotb.test()
 async def beats_wait(dut: Any) -> None:

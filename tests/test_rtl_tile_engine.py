@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """TileEngine: random tile commands against plain matrix products, and the promised rates.
 
 The expectation is written with NumPy's product on the logical tiles; the beats are laid out here,
@@ -26,6 +27,7 @@ class Program:
         self.wgt: list[np.ndarray] = []
         self.acc = np.zeros((DEPTH, cols), np.int64)
         self.stationary: np.ndarray | None = None
+        self.done = 0  # cycle of the token
 
     def _bytes(self, rng: np.random.Generator, low: int, shape: tuple[int, int]) -> np.ndarray:
         span = (0, 256) if low else (-128, 128)
@@ -130,6 +132,7 @@ def run(program: Program, stall: float, seed: int = 0) -> list[int]:
             )
             if valid and ready:
                 beats.append(cycle)
+            program.done = cycle
             cycle += 1
             assert cycle < 50_000, "no token: the engine hangs"
         assert ctx.get(dut.bank_busy) == 0 or not stall
@@ -214,3 +217,17 @@ def test_switching(shape):
     beats = np.array(run(program, 0.0)).reshape(8, 8)
     gaps = (beats[1:, 0] - beats[:-1, -1]).tolist()
     assert gaps == [1, 1 + shape[0]] * 3 + [1]
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)
+def test_latency(shape):
+    """The token comes when the last column can be read: the promised latency and the skew."""
+    rows, cols, _ = shape
+    program = Program(*shape)
+    program.ws(np.random.default_rng(10), 1, True, Edge.TOP)
+    (beat,) = run(program, 0.0)
+    engine = TileEngine(
+        rows=rows, cols=cols, segments=1, operand_bits=9, psum_bits=32, acc_bits=48, acc_depth=DEPTH
+    )
+    assert engine.sum_latency == rows + 5
+    assert program.done - beat == engine.sum_latency + cols - 1

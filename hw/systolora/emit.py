@@ -335,8 +335,6 @@ def _convert(component: wiring.Component, name: str, platform: object) -> dict[s
         )
     modules = _parse(text)
     known = {port for port, _, _ in _members(component)}
-    if name not in modules:
-        raise EmitError(f"{name}: the design is empty")
     for port in modules[name].ports:
         if port not in known and port not in (CLOCK, RESET):
             raise EmitError(

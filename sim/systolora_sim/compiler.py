@@ -44,16 +44,28 @@ from systolora.contract import (
     Source,
 )
 from systolora_sim import numerics as nx
+from systolora_sim.blocks import Block, plan_blocks
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.numerics import Scale
+from systolora_sim.operands import byte_planes, ceil_div, padded, stationary_beats, streamed_beats
 from systolora_sim.program import CoreDevice, Outputs
 
-__all__ = ["CompileError", "ProductRecord", "compute_layer", "estimate_cycles", "layer_products"]
+__all__ = [
+    "CompileError",
+    "ProductRecord",
+    "act_beats",
+    "check_layer",
+    "compute_layer",
+    "product_records",
+]
 
 #: Deepest output-stationary pass: of two low planes, and of any other (numerics section 8).
 LOW_DEPTH, DEPTH = 1 << 15, (1 << 17) - 1
-#: Blocks that the array may be ahead of the post-processor: keeps the tokens below their maximum.
-MAX_LEAD = 128
+#: About how many cycles a bank's way from the array to the post-processor and back takes beyond the
+#: array's depth and width; only the choice of a group's size depends on it.
+HANDOVER = 64
+#: Longest row operation.
+MAX_ROWS = (1 << 20) - 1
 
 Array = NDArray[Any]
 
@@ -112,69 +124,9 @@ class ProductRecord:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-
-# Operands as beats ----------------------------------------------------------------------------
-
-
-class Plane(NamedTuple):
-    """One byte plane: value = bytes * 256^weight, unsigned bytes where `low`."""
-
-    bytes: NDArray[np.uint8]
-    weight: int
-    low: bool
-
-
-def _planes(tensor: Array) -> list[Plane]:
-    """The byte planes of an int8 or int16 tensor, high plane first (numerics section 8)."""
-    if tensor.dtype == np.int8:
-        return [Plane(np.ascontiguousarray(tensor).view(np.uint8), 0, False)]
-    high, low = nx.byte_planes(tensor)
-    return [
-        Plane(high.astype(np.int8).view(np.uint8), 1, False),
-        Plane(low.astype(np.uint8), 0, True),
-    ]
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _padded(array: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    wide = np.zeros((rows, cols), np.uint8)
-    wide[: array.shape[0], : array.shape[1]] = array
-    return wide
-
-
-def _streamed(plane: Plane, config: AcceleratorConfig) -> NDArray[np.uint8]:
-    """Beats of a streamed operand [M, K]: [K blocks, M, R]."""
-    m, k = plane.bytes.shape
-    blocks = _ceil(k, config.rows)
-    wide = _padded(plane.bytes, m, blocks * config.rows)
-    return np.ascontiguousarray(wide.reshape(m, blocks, config.rows).transpose(1, 0, 2))
-
-
-def _stationary(plane: Plane, edge: Edge, config: AcceleratorConfig) -> NDArray[np.uint8]:
-    """Beats of a stationary operand: [output blocks, K blocks, beats, S * lanes].
-
-    Stored [outputs, K] for the left edge, [K, outputs] for the top edge. Beat n, line s is line
-    s * L + L-1-n of the tile: the element that travels furthest enters first.
-    """
-    rows, cols, s = config.rows, config.cols, config.segments
-    if edge == Edge.LEFT:
-        line_count, line_bytes, beats = cols, rows, config.left_load
-        outs, ks = _ceil(plane.bytes.shape[0], cols), _ceil(plane.bytes.shape[1], rows)
-        wide = _padded(plane.bytes, outs * cols, ks * rows)
-        lines = wide.reshape(outs, cols, ks, rows).transpose(0, 2, 1, 3)
-    else:
-        line_count, line_bytes, beats = rows, cols, config.top_load
-        ks, outs = _ceil(plane.bytes.shape[0], rows), _ceil(plane.bytes.shape[1], cols)
-        wide = _padded(plane.bytes, ks * rows, outs * cols)
-        lines = wide.reshape(ks, rows, outs, cols).transpose(2, 0, 1, 3)
-    assert line_count == s * beats
-    split = lines.reshape(outs, ks, s, beats, line_bytes)[:, :, :, ::-1].transpose(0, 1, 3, 2, 4)
-    out = np.zeros((outs, ks, beats, s, config.lanes), np.uint8)
-    out[..., :line_bytes] = split
-    return out.reshape(outs, ks, beats, s * config.lanes)
+    def share(self, multipliers: int) -> float | None:
+        """Share of what an array of that many multipliers could do in these cycles."""
+        return None if not self.cycles else round(self.macs / multipliers / self.cycles, 4)
 
 
 # Products -------------------------------------------------------------------------------------
@@ -208,13 +160,13 @@ class Quantization:
 class Product:
     """One product: what it is, its operands and what becomes of the sums.
 
-    streamed [M, K]; stationary [N, K] (left) or [K, N] (top); acc_bits : width of the sums; acc :
-    Scale commands that leave the sums' scale in `Reg.ACC` and a low-rank factor in `Reg.TERM`;
-    emit : the sums leave as results; quantize : or None; keep : register for the quantized scale.
+    streamed : [M, K]; stationary : [N, K] (left edge) or [K, N] (top); acc_bits : width of the
+    sums; scales : Scale commands that leave the sums' scale in `Reg.ACC` and a low-rank factor in
+    `Reg.TERM`; emit : the sums leave as results; quantize : how they are quantized, or None; keep :
+    register for the quantized tensor's scale.
     """
 
     name: str
-    formula: str
     streamed: Array
     stationary: Array
     edge: Edge
@@ -241,61 +193,6 @@ class ProductResult:
     amax: int
 
 
-class Block(NamedTuple):
-    """A block of a product's output and its place in the accumulator buffer."""
-
-    index: int
-    row0: int
-    rows: int
-    col_block: int
-    col0: int
-    cols: int
-    base: int  # the sums
-    term_base: int  # the low-rank term
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Blocks in order; `lead` : block b may start when the post-processor is done with b - lead."""
-
-    blocks: list[Block]
-    lead: int
-    resident: bool
-
-
-def _plan(config: AcceleratorConfig, m: int, n: int, low_rank: bool, want_resident: bool) -> Plan:
-    """Places the blocks of an [m, n] output; all of them at once if wanted and possible."""
-    bank = config.bank_depth
-    limit = bank // (2 if low_rank else 1)
-    rows = _ceil(m, _ceil(m, limit))
-    if low_rank and _ceil(rows, config.rows) * config.rows <= limit:
-        rows = min(m, _ceil(rows, config.rows) * config.rows)  # whole output-stationary tiles
-    places = [
-        (row0, min(rows, m - row0), column, col0, min(config.cols, n - col0))
-        for column, col0 in enumerate(range(0, n, config.cols))
-        for row0 in range(0, m, rows)
-    ]
-    per_bank = _ceil(len(places), 2)
-    terms = min((bank - per_bank * rows) // rows, per_bank) if low_rank else 0
-    resident = want_resident and per_bank * rows <= bank and (terms >= 1 or not low_rank)
-    if resident:
-        lead = 2 * terms if low_rank else len(places)
-    else:
-        slots = limit // rows
-        lead = 2 * slots
-    blocks = []
-    for index, place in enumerate(places):
-        start, turn = (index % 2) * bank, index // 2
-        if resident:
-            base = start + turn * rows
-            term_base = start + (per_bank + turn % terms) * rows if low_rank else 0
-        else:
-            base = start + (turn % slots) * rows
-            term_base = base + slots * rows
-        blocks.append(Block(index, *place, base, term_base))
-    return Plan(blocks, min(lead, MAX_LEAD), resident)
-
-
 class _Compiler:
     """Queues one product on a device and collects what it gives."""
 
@@ -304,31 +201,49 @@ class _Compiler:
         self.config = config = device.config
         self.m, self.k = product.streamed.shape
         quantize = product.quantize
-        self.plan = _plan(
+        planes = [byte_planes(product.streamed), byte_planes(product.stationary)]
+        self.acts = [(p, streamed_beats(p, config)) for p in planes[0]]
+        self.wgts = [(p, stationary_beats(p, product.edge, config)) for p in planes[1]]
+        self.plan = plan_blocks(
             config,
             self.m,
             product.outputs,
             product.low_rank is not None,
             quantize is not None and quantize.record == 0,
+            self._group(),
         )
-        planes = [_planes(product.streamed), _planes(product.stationary)]
-        self.acts = [(p, _streamed(p, config)) for p in planes[0]]
-        self.wgts = [(p, _stationary(p, product.edge, config)) for p in planes[1]]
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
         self._in_array: tuple[int, int, int] | None = None
+
+    def _group(self) -> int:
+        """How many blocks should share a bank, one after the other.
+
+        The post-processor gets a bank when the last sum has left the array and returns it when it
+        is done with the rows: until then the other bank must have work for the array.
+        """
+        config, edge = self.config, self.product.edge
+        load = config.left_load if edge == Edge.LEFT else config.top_load
+        rows = min(self.m, config.bank_depth)
+        array = self.acts[0][1].shape[0] * len(self.wgts) * max(load, rows * len(self.acts))
+        post = rows * (1 if self.product.low_rank is None else 3)
+        latency = config.rows + config.cols + HANDOVER
+        return ceil_div(latency, max(array - post, 1))
 
     # Array --------------------------------------------------------------------------------------
 
     def tiles(self) -> None:
         """Queues all tile commands."""
-        blocks, lead = self.plan.blocks, self.plan.lead
-        for block in blocks:
-            # Alternating the order of the two kinds halves the drains that weight-stationary
-            # tiles must wait for.
-            kinds = [self._main(block), self._term(block)]
-            commands = [c for kind in (kinds if block.index % 2 == 0 else kinds[::-1]) for c in kind]
+        groups, lead = self.plan.groups, self.plan.lead
+        for number, group in enumerate(groups):
+            commands = []
+            for block in group:
+                # Alternating the order of the two kinds halves the drains that weight-stationary
+                # tiles must wait for.
+                kinds = [self._main(block), self._term(block)]
+                for kind in kinds if block.index % 2 == 0 else kinds[::-1]:
+                    commands += kind
             for position, (act, wgt, fields) in enumerate(commands):
-                wait = position == 0 and block.index >= lead
+                wait = position == 0 and number >= lead
                 signal = position == len(commands) - 1
                 self.device.tile(act, wgt, **fields, wait=int(wait), signal=int(signal))
 
@@ -366,13 +281,13 @@ class _Compiler:
         config, r = self.config, term.act.shape[0]
         self._in_array = None
         tops = []
-        for plane in _planes(term.top[:, block.col0 : block.col0 + block.cols]):
-            tops.append((plane, _padded(plane.bytes, r, config.segments * config.lanes)))
+        for plane in byte_planes(term.top[:, block.col0 : block.col0 + block.cols]):
+            tops.append((plane, padded(plane.bytes, r, config.segments * config.lanes)))
         for row in range(0, block.rows, config.rows):
             count = min(config.rows, block.rows - row)
             start, first = block.row0 + row, True
-            for left in _planes(term.act[:, start : start + count]):
-                act = _padded(left.bytes, r, config.rows)
+            for left in byte_planes(term.act[:, start : start + count]):
+                act = padded(left.bytes, r, config.rows)
                 for top, wgt in tops:
                     depth = LOW_DEPTH if left.low and top.low else DEPTH
                     for k in range(0, r, depth):
@@ -401,6 +316,31 @@ class _Compiler:
         """`Reg.RATIO` = div(from_int(qmax), from_int(maximum))."""
         self._scale(Opcode.SCALE_AMAX, Reg.AMAX, maximum)
         self._scale(Opcode.SCALE_DIV, Reg.RATIO, Reg.QMAX, Reg.AMAX)
+
+    def _runs(self, blocks: list[Block], spilled: bool = False) -> list[Block]:
+        """Neighbouring blocks as one where one row operation can do them all.
+
+        Their rows must follow each other in the buffer (or on the stream, if `spilled`), with as
+        many valid columns; a bias and random words belong to single blocks.
+        """
+        quantize, term, bank = self.product.quantize, self.product.low_rank, self.config.bank_depth
+        single = quantize is not None and quantize.word is not None
+        single |= term is not None and term.bias is not None
+        runs: list[Block] = []
+        for block in blocks:
+            if runs and not single:
+                run = runs[-1]
+                fits = run.cols == block.cols and run.rows + block.rows <= MAX_ROWS
+                follows = (
+                    run.base + run.rows == block.base
+                    and run.base // bank == block.base // bank
+                    and (term is None or run.term_base + run.rows == block.term_base)
+                )
+                if fits and (spilled or follows):
+                    runs[-1] = run._replace(rows=run.rows + block.rows)
+                    continue
+            runs.append(block)
+        return runs
 
     def _quantize_rows(self, block: Block, **fields: int) -> dict[str, int]:
         """Fields of the row operation that quantizes a block."""
@@ -469,19 +409,19 @@ class _Compiler:
             if quantize.record:
                 post(opcode=Opcode.AMAX_SET, dst=AmaxReg.RECORD, imm=quantize.record)
                 self._ratio(AmaxReg.RECORD)
-        blocks, lead = self.plan.blocks, self.plan.lead
-        for block in blocks:
-            wait = 1
-            if term is not None and term.bias is not None:
-                bias = np.zeros((1, self.config.cols), np.int64)
-                bias[0, : block.cols] = term.bias[block.col0 : block.col0 + block.cols]
-                post(bias, opcode=Opcode.BIAS)
-            commands = self._block_posts(block)
-            for position, fields in enumerate(commands):
+        groups, lead = self.plan.groups, self.plan.lead
+        for number, group in enumerate(groups):
+            commands: list[tuple[NDArray[np.int64] | None, dict[str, int]]] = []
+            for run in self._runs(group):
+                if term is not None and term.bias is not None:
+                    bias = np.zeros((1, self.config.cols), np.int64)
+                    bias[0, : run.cols] = term.bias[run.col0 : run.col0 + run.cols]
+                    commands.append((bias, {"opcode": Opcode.BIAS}))
+                commands += [(None, fields) for fields in self._block_posts(run)]
+            for position, (beats, fields) in enumerate(commands):
                 last = position == len(commands) - 1
-                signal = int(last and block.index + lead < len(blocks))
-                post(**fields, wait=wait, signal=signal)
-                wait = 0
+                signal = last and number + lead < len(groups)
+                post(beats, **fields, wait=int(position == 0), signal=int(signal))
         if quantize is not None:
             self._scale(Opcode.COLLECT, AmaxReg.STEP)
             self._scale(Opcode.AMAX_READ, a=AmaxReg.STEP)
@@ -491,19 +431,22 @@ class _Compiler:
     async def run(self) -> tuple[ProductResult, int | None, int]:
         """Queues everything, runs it and returns the result, cycles and sticky bits."""
         product, quantize, plan = self.product, self.product.quantize, self.plan
+        # Resident blocks are quantized as they lie in the buffer: the most rows per operation.
+        by_place = sorted(plan.blocks, key=lambda block: block.base)
+        order = by_place if plan.resident else plan.blocks
         self.tiles()
         self.posts()
         spilled = quantize is not None and not quantize.record and not plan.resident
         if quantize is not None and not spilled:
             if plan.resident:
-                for block in plan.blocks:
-                    self.device.post(**self._quantize_rows(block))
+                for run in self._runs(order):
+                    self.device.post(None, **self._quantize_rows(run))
             self._finish()
         outputs = await self.device.flush()
         cycles, info = outputs.cycles, outputs.info
         acc = None
         if product.emit or spilled:
-            acc = self._gathered(outputs.acc_out)
+            acc = self._gathered(outputs.acc_out, plan.blocks)
         result = outputs.result
         if spilled:
             second = await self._requantize(outputs.acc_out)
@@ -512,7 +455,11 @@ class _Compiler:
             outputs = second
         done = ProductResult(acc if product.emit else None, _scale(info[0]), None, nx.ZERO, 0)
         if quantize is not None:
-            done.q, done.amax, done.q_scale = self._gathered(result), info[1]["amax"], _scale(info[2])
+            done.q, done.amax, done.q_scale = (
+                self._gathered(result, order),
+                info[1]["amax"],
+                _scale(info[2]),
+            )
         return done, cycles, outputs.sticky
 
     def _finish(self) -> None:
@@ -522,18 +469,18 @@ class _Compiler:
     async def _requantize(self, sums: NDArray[np.int64]) -> Outputs:
         """Streams spilled sums back to be quantized, now that their maximum is known."""
         start = 0
-        for block in self.plan.blocks:
-            fields = self._quantize_rows(block, source=Source.STREAM, src_base=0)
-            self.device.post(sums[start : start + block.rows], **fields)
-            start += block.rows
+        for run in self._runs(self.plan.blocks, spilled=True):
+            fields = self._quantize_rows(run, source=Source.STREAM, src_base=0)
+            self.device.post(sums[start : start + run.rows], **fields)
+            start += run.rows
         self._finish()
         return await self.device.flush()
 
-    def _gathered(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows in block order as the product's [M, N]."""
+    def _gathered(self, rows: NDArray[np.int64], order: list[Block]) -> NDArray[np.int64]:
+        """Rows that left block by block, in that order, as the product's [M, N]."""
         whole = np.zeros((self.m, self.product.outputs), np.int64)
         start = 0
-        for block in self.plan.blocks:
+        for block in order:
             part = rows[start : start + block.rows]
             if part[:, block.cols :].any():
                 raise RuntimeError(f"{self.product.name}: padding columns are not zero")
@@ -544,25 +491,6 @@ class _Compiler:
         if start != rows.shape[0]:
             raise RuntimeError(f"{self.product.name}: {rows.shape[0]} rows came, not {start}")
         return whole
-
-    def record(self) -> ProductRecord:
-        product, term = self.product, self.product.low_rank
-        passes = len(self.acts) * len(self.wgts)
-        macs = self.m * self.k * product.outputs * passes
-        if term is not None:
-            count = len(_planes(term.act[:, :1])) * len(_planes(term.top[:, :1]))
-            macs += self.m * term.act.shape[0] * product.outputs * count
-        return ProductRecord(
-            name=product.name,
-            formula=product.formula,
-            m=self.m,
-            k=self.k,
-            n=product.outputs,
-            dataflow="WS" if term is None else "WS+OS",
-            edge=product.edge.name.lower(),
-            passes=passes,
-            macs=macs,
-        )
 
 
 def _scale_imm(scale: Scale) -> int:
@@ -575,22 +503,83 @@ def _scale(info: dict[str, int]) -> Scale:
 
 # The layer ------------------------------------------------------------------------------------
 
-_FORMULAS = {
-    "H": "lora_A.X^T",
-    "Y": "X.W^T + H.lora_B^T",
-    "dH": "lora_B^T.dY^T",
-    "dB": "H^T.dY",
-    "dA": "dH^T.X",
-    "dX": "dY.W + dH.lora_A",
+
+class _Shape(NamedTuple):
+    """A product's operands by name, with the axes of the layer that they span.
+
+    m, k, n : axes as the device computes it; low_rank : operands of the low-rank term.
+    """
+
+    formula: str
+    streamed: str
+    stationary: str
+    edge: Edge
+    m: str
+    k: str
+    n: str
+    low_rank: tuple[str, str] | None = None
+
+
+_SHAPES = {
+    "H": _Shape("lora_A.X^T", "lora_A", "x", Edge.LEFT, "r", "d", "N"),
+    "Y": _Shape("X.W^T + H.lora_B^T", "x", "weight", Edge.LEFT, "N", "d", "k", ("H", "lora_B")),
+    "dH": _Shape("lora_B^T.dY^T", "lora_B", "dy", Edge.LEFT, "r", "k", "N"),
+    "dB": _Shape("H^T.dY", "H", "dy", Edge.TOP, "r", "N", "k"),
+    "dA": _Shape("dH^T.X", "dH", "x", Edge.TOP, "r", "N", "d"),
+    "dX": _Shape("dY.W + dH.lora_A", "dy", "weight", Edge.TOP, "N", "k", "d", ("dH", "lora_A")),
 }
 
 
-def layer_products(layer: Layer) -> list[str]:
-    """Names of the products of a layer, in the order in which they run."""
-    return ["H", "Y", "dH", "dB", "dA"] + (["dX"] if layer.want_dx else [])
+def product_records(layer: Layer) -> list[ProductRecord]:
+    """The products of a layer in the order in which they run, their cycles unknown."""
+    axes = {"N": layer.batch, "d": layer.inputs, "k": layer.outputs, "r": layer.rank}
+    records = []
+    for name in _names(layer):
+        shape = _SHAPES[name]
+        m, k, n = (axes[axis] for axis in (shape.m, shape.k, shape.n))
+        passes = _passes(layer, shape.streamed, shape.stationary)
+        macs = m * k * n * passes
+        if shape.low_rank is not None:
+            macs += m * layer.rank * n * _passes(layer, *shape.low_rank)
+        records.append(
+            ProductRecord(
+                name=name,
+                formula=shape.formula,
+                m=m,
+                k=k,
+                n=n,
+                dataflow="WS" if shape.low_rank is None else "WS+OS",
+                edge=shape.edge.name.lower(),
+                passes=passes,
+                macs=macs,
+            )
+        )
+    return records
 
 
-def _check(layer: Layer, config: AcceleratorConfig) -> None:
+def _names(layer: Layer) -> list[str]:
+    return [name for name in _SHAPES if name != "dX" or layer.want_dx]
+
+
+def _passes(layer: Layer, a: str, b: str) -> int:
+    """Passes of the int8 array for operands of these widths (numerics section 8)."""
+    return layer.bits_of(a) // 8 * (layer.bits_of(b) // 8)
+
+
+def act_beats(layer: Layer, config: AcceleratorConfig) -> int:
+    """About how many `act` beats a layer takes, to measure progress with."""
+    beats = 0
+    for record in product_records(layer):
+        columns = ceil_div(record.n, config.cols)
+        beats += ceil_div(record.k, config.rows) * columns * record.m * record.passes
+        term = _SHAPES[record.name].low_rank
+        if term is not None:
+            tiles = ceil_div(record.m, config.rows) * columns
+            beats += tiles * layer.rank * _passes(layer, *term)
+    return beats
+
+
+def check_layer(layer: Layer, config: AcceleratorConfig) -> None:
     """Raises CompileError where the configuration or numerics section 9 forbids the layer."""
     n, d = layer.x.shape
     k, r = layer.lora_B.shape
@@ -602,7 +591,7 @@ def _check(layer: Layer, config: AcceleratorConfig) -> None:
     for name in ("x", "weight", "lora_A", "lora_B", "dy"):
         if getattr(layer, name).dtype != np.int8:
             raise CompileError(f"{name} is int16: the configuration was generated without int16")
-    for name in layer_products(layer):
+    for name in _names(layer):
         if name not in ("dA", "dB") and layer.bits_of(name) != 8:
             raise CompileError(
                 f"bits.{name} = {layer.bits_of(name)}: the configuration was generated without "
@@ -610,34 +599,12 @@ def _check(layer: Layer, config: AcceleratorConfig) -> None:
             )
 
 
-def estimate_cycles(layer: Layer, config: AcceleratorConfig) -> dict[str, int]:
-    """About how many cycles each product takes (tiles at their rate, no latencies)."""
-    n, d = layer.x.shape
-    k, r = layer.lora_B.shape
-    rows, cols = config.rows, config.cols
-    x, w, dy = (1 if t.dtype == np.int8 else 2 for t in (layer.x, layer.weight, layer.dy))
-
-    def ws(m: int, depth: int, n: int, load: int, passes: int) -> int:
-        return _ceil(depth, rows) * _ceil(n, cols) * max(m, load) * passes
-
-    left, top = config.left_load, config.top_load
-    cycles = {
-        "H": ws(r, d, n, left, x * x),
-        "Y": ws(n, d, k, left, x * w),
-        "dH": ws(r, k, n, left, x * dy),
-        "dB": ws(r, n, k, top, x * dy),
-        "dA": ws(r, n, d, top, x * dy),
-        "dX": ws(n, k, d, top, dy * w),
-    }
-    return {name: cycles[name] for name in layer_products(layer)}
-
-
 class _Layer:
     """One layer on one device."""
 
     def __init__(self, device: CoreDevice, layer: Layer) -> None:
         self.device, self.layer = device, layer
-        self.records: list[ProductRecord] = []
+        self.records = product_records(layer)
         self.amax: dict[str, int] = {}
         self.sticky = 0
 
@@ -671,12 +638,9 @@ class _Layer:
 
     async def product(self, name: str, **fields: Any) -> ProductResult:
         """Runs one product and keeps its record, maximum and sticky bits."""
-        product = Product(name=name, formula=_FORMULAS[name], **fields)
-        compiler = _Compiler(self.device, product)
-        result, cycles, sticky = await compiler.run()
-        record = compiler.record()
-        record.cycles = cycles
-        self.records.append(record)
+        product = Product(name=name, edge=_SHAPES[name].edge, **fields)
+        result, cycles, sticky = await _Compiler(self.device, product).run()
+        self.records[list(_SHAPES).index(name)].cycles = cycles
         self.sticky |= sticky
         quantize = product.quantize
         if quantize is not None and quantize.delayed:
@@ -711,7 +675,6 @@ class _Layer:
             "H",
             streamed=a,
             stationary=x,
-            edge=Edge.LEFT,
             acc_bits=layer.acc_bits("x", "lora_A"),
             scales=((mul, Reg.ACC, Reg.X, Reg.LORA_A),),
             quantize=self.quantization("H"),
@@ -723,7 +686,6 @@ class _Layer:
             "Y",
             streamed=x,
             stationary=w,
-            edge=Edge.LEFT,
             acc_bits=y_bits,
             scales=(
                 (mul, Reg.ACC, Reg.X, Reg.WEIGHT),
@@ -743,7 +705,6 @@ class _Layer:
             "dH",
             streamed=b_t,
             stationary=dy,
-            edge=Edge.LEFT,
             acc_bits=layer.acc_bits("dy", "lora_B"),
             scales=(
                 (mul, Reg.SCRATCH, Reg.GAIN, Reg.DY),
@@ -758,7 +719,6 @@ class _Layer:
             "dB",
             streamed=h_t,
             stationary=dy,
-            edge=Edge.TOP,
             acc_bits=bits,
             scales=(
                 (mul, Reg.SCRATCH, Reg.GAIN, Reg.H),
@@ -772,7 +732,6 @@ class _Layer:
             "dA",
             streamed=dh_t,
             stationary=x,
-            edge=Edge.TOP,
             acc_bits=bits,
             scales=((mul, Reg.ACC, Reg.X, Reg.DH),),
             emit=True,
@@ -783,7 +742,6 @@ class _Layer:
                 "dX",
                 streamed=dy,
                 stationary=w,
-                edge=Edge.TOP,
                 acc_bits=layer.acc_bits("dy", "weight"),
                 scales=(
                     (mul, Reg.ACC, Reg.DY, Reg.WEIGHT),
@@ -810,6 +768,6 @@ async def compute_layer(
     CompileError
         If the configuration cannot compute the layer.
     """
-    _check(layer, device.config)
+    check_layer(layer, device.config)
     run = _Layer(device, layer)
     return await run.run(), run.records

@@ -114,11 +114,12 @@ class Machine(CoreDevice):
         self.pending.tiles.clear()
         self.pending.posts.clear()
         while tiles or posts:
-            turns = (self._try_tile, self._try_post)
-            if self.order == "post_first":
-                turns = turns[::-1]
-            # `any` stops at the first queue that could move: the preferred one runs ahead.
-            if not any(turn(tiles if turn == self._try_tile else posts) for turn in turns):
+            # The second turn is taken only if the first cannot move: one queue runs ahead.
+            if self.order == "tile_first":
+                moved = self._try_tile(tiles) or self._try_post(posts)
+            else:
+                moved = self._try_post(posts) or self._try_tile(tiles)
+            if not moved:
                 raise DeadlockError(
                     f"no token for either queue: {len(tiles)} tile commands (next: "
                     f"{tiles[0].fields if tiles else 'none'}) and {len(posts)} post commands "
@@ -169,13 +170,13 @@ class Machine(CoreDevice):
                 raise MachineError(f"out_rows = {rows}: must be 1 to {config.rows}")
             line = _signed(command.wgt[:, : config.cols], wgt_low)
             self.stationary = None  # the top operand passed through its registers
-            sums = (act.T @ line)[:rows]
+            sums = _product(act.T, line)[:rows]
         else:
             if f.get("load", 0):
                 self.stationary = _signed(self._loaded(command).astype(np.uint8), wgt_low)
             if self.stationary is None:
                 raise MachineError("WS without load, but the command before left no tile")
-            sums = act @ self.stationary
+            sums = _product(act, self.stationary)
         base, count = f.get("acc_base", 0), sums.shape[0]
         where = self._bank("tile", base, count)
         accumulate = f.get("accumulate", 0)
@@ -385,6 +386,11 @@ class Machine(CoreDevice):
                 f"{who} rows {base}..{base + count - 1}: must lie in one bank of {depth} rows"
             )
         return slice(base, base + count)
+
+
+def _product(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """a @ b, exact: sums of at most 2^17 products below 2^16 are integers that float64 holds."""
+    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
 def _signed(planes: NDArray[np.uint8], low: int) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ def tile_beats(config: AcceleratorConfig, fields: dict[str, int]) -> tuple[int, 
 
 def post_beats(fields: dict[str, int]) -> dict[str, int]:
     """Beats that a post command takes from `acc_in` and sends on each output."""
-    beats = dict.fromkeys(("acc_in", "acc_out", "result", "info"), 0)
+    beats: dict[str, int] = dict.fromkeys(("acc_in", "acc_out", "result", "info"), 0)
     opcode = fields.get("opcode", Opcode.NOP)
     if opcode == Opcode.BIAS:
         beats["acc_in"] = 1

@@ -17,6 +17,7 @@ def random_layer(
     d: int,
     k: int,
     r: int,
+    /,
     *,
     bits: dict[str, int] | None = None,
     bias: bool = False,

@@ -5,7 +5,7 @@ before (see `wrapper`) and sets what may move at the next.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ class RtlDevice(CoreDevice):
         tiles, posts = self.pending.tiles, self.pending.posts
         self.pending.tiles, self.pending.posts = [], []
         config = self.config
-        sources: list[Iterator[int]] = [
+        sources: Sequence[Iterator[int]] = [
             (pack(TILE, command.fields) for command in tiles),
             (pack(POST, command.fields) for command in posts),
             (beat for command in tiles for beat in _ints(command.act)),
@@ -140,7 +140,7 @@ class RtlDevice(CoreDevice):
         )
 
     async def _drive(
-        self, sources: list[Iterator[int]], expected: list[int]
+        self, sources: Sequence[Iterator[int]], expected: list[int]
     ) -> tuple[list[list[int]], int, int]:
         """The clock loop: beats that left per output, cycles, and the last status."""
         dut, stalls, edge = self.dut, self.stalls, FallingEdge(self.dut.clk)

@@ -48,9 +48,13 @@ def _read() -> list[str]:
     return ["status", *(f"{name}_beat" for name in OUTPUTS)]
 
 
-def control_file() -> str:
-    """Verilator's control file: what Python reaches, and nothing else, stays visible."""
-    lines = [f'public_flat_rw -module "{TOP}" -var "{name}"' for name in _driven() + _read()]
+def control_file(core: str) -> str:
+    """Verilator's control file: what Python reaches, and nothing else, stays visible.
+
+    Warnings about the Core's file, of that name, are off.
+    """
+    lines = [f'lint_off -file "*/{core}"']
+    lines += [f'public_flat_rw -module "{TOP}" -var "{name}"' for name in _driven() + _read()]
     return "\n".join(["`verilator_config", *lines, ""])
 
 

@@ -1,0 +1,103 @@
+"""Proofs of equivalence with Yosys and ABC, in a process of their own (`python yosys_equal.py`).
+
+Two designs or modules become a miter, the miter an and-inverter graph, and ABC's `dprove` decides
+it by sequential equivalence checking. Registers without a power-up value start at 0 on both sides;
+an x in the first design is 0, an x in the second is any value, so the second may only leave open
+what nobody can see.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PROOF_SECONDS = 300
+
+
+def prove_designs(first: Path, second: Path, top: str) -> str:
+    """'equal', 'different' or 'undecided': two whole designs, flattened. Files: .il or .v."""
+    return _run("designs", first, second, top)["design"]
+
+
+def prove_modules(rtlil: Path, verilog: Path, top: str, modules: list[str]) -> dict[str, str]:
+    """The same verdict for each module, with the modules that it instantiates as black boxes.
+
+    `modules` are all modules of both designs, parents before children.
+    """
+    return _run("modules", rtlil, verilog, top, *modules)
+
+
+def _run(kind: str, first: Path, second: Path, top: str, *modules: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        command = [sys.executable, __file__, kind, str(first), str(second), top, str(answer)]
+        command += modules
+        run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+        return json.loads(answer.read_text())
+
+
+def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: str) -> None:
+    import pyosys
+    from pyosys import libyosys
+
+    design = libyosys.Design()
+    abc = Path(pyosys.__file__).parent / "yosys-abc"
+
+    def yosys(*commands: str) -> None:
+        for command in commands:
+            libyosys.run_pass(command, design)
+
+    def prepare(file: str, unknown: str) -> None:
+        """Reads a design and resolves its memories and unknowns."""
+        reader = "read_rtlil" if file.endswith(".il") else "read_verilog"
+        yosys(f"{reader} {file}", f"hierarchy -check -top {top}", "proc")
+        if kind == "designs":
+            yosys("flatten")
+        else:
+            # Parents first: an instance's ports must not have those of its own instances yet.
+            for module in modules:
+                yosys(f"expose -evert {module}/t:* {module}/t:$* %d")
+            # Both sides in their least widths, so that equal multipliers look equal.
+            yosys("opt_clean", "opt_expr", "wreduce")
+        yosys("opt_clean")
+        yosys("memory -nordff -nomap", f"setundef -{unknown}", "memory_map")
+        yosys("setundef -undriven -zero", "setundef -init -zero", "opt_clean", "dffunmap")
+        yosys("opt_clean")
+
+    def verdict() -> str:
+        yosys("miter -equiv -flatten gold gate miter", "hierarchy -top miter", "techmap")
+        yosys("aigmap", "setundef -anyseq", "write_aiger -zinit miter.aig")
+        script = "read_aiger miter.aig; strash; scleanup; dprove"
+        try:
+            text = subprocess.run(
+                [str(abc), "-c", script],
+                capture_output=True,
+                text=True,
+                timeout=PROOF_SECONDS,
+                check=True,
+            ).stdout
+        except subprocess.TimeoutExpired:
+            return "undecided"
+        print(text)
+        if "Networks are equivalent" in text or "UNSATISFIABLE" in text:
+            return "equal"
+        if "NOT EQUIVALENT" in text or "SATISFIABLE" in text or "was asserted" in text:
+            return "different"
+        return "undecided"
+
+    for name, file, unknown in (("first", first, "zero"), ("second", second, "anyseq")):
+        prepare(file, unknown)
+        yosys(f"design -stash {name}")
+    verdicts = {}
+    labels = {"design": top} if kind == "designs" else {module: module for module in modules}
+    for label, module in labels.items():
+        yosys("design -reset", f"design -copy-from first -as gold {module}")
+        yosys(f"design -copy-from second -as gate {module}")
+        verdicts[label] = verdict()
+    Path(answer).write_text(json.dumps(verdicts))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
