@@ -10,8 +10,8 @@ from enum import IntEnum
 
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STICKY", "TOKENS_MAX",
-    "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status", "INFO", "POST", "TILE",
-    "pack", "unpack", "width",
+    "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
+    "INFO", "POST", "TILE", "pack", "unpack", "width",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16

@@ -270,10 +270,9 @@ class Machine(CoreDevice):
         quantizes = mode in (Mode.INT8, Mode.INT16)
         if rows < 1 or not 1 <= cols <= config.cols:
             raise MachineError(f"ROWS of {rows} rows, {cols} columns: out of range")
-        if quantizes and any(
-            f.get(name, 0) for name in ("add", "bias", "write", "emit", "negate", "limit", "status")
-        ):
-            raise MachineError("ROWS: add, bias, write, emit, negate, limit, status are of RAW and ACC")
+        only_sums = ("add", "bias", "write", "emit", "negate", "limit", "status")
+        if quantizes and any(f.get(name, 0) for name in only_sums):
+            raise MachineError(f"ROWS: {', '.join(only_sums)} are of RAW and ACC only")
         if mode == Mode.INT16 and not config.int16:
             raise MachineError("ROWS INT16: this configuration has 8-bit results")
         reads, writes = [], []

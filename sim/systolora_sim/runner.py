@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from systolora_sim.bench.build import Simulator
 
 __all__ = ["BACKENDS", "RunError", "Verilog", "ensure_verilog", "layer_on_rtl", "run_file"]
-__all__ += ["simulator"]
+__all__ += ["bar", "bench_errors", "check_output", "simulator", "write_json"]
 
 BACKENDS = ("golden", "machine", "rtl")
 #: Where Verilog and simulators are kept unless the caller says otherwise.
@@ -55,7 +55,7 @@ class RunError(ValueError):
 # Files ----------------------------------------------------------------------------------------
 
 
-def _check_output(path: Path, others: list[Path]) -> None:
+def check_output(path: Path, others: list[Path]) -> None:
     """Raises RunError where a file could not be written, before hours of work are lost on it."""
     for other in others:
         if path.resolve() == other.resolve():
@@ -70,7 +70,7 @@ def _check_output(path: Path, others: list[Path]) -> None:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file, all or nothing."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -166,7 +166,7 @@ def _generator_sources() -> list[Path]:
 
 
 @contextlib.contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+def bar(total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
     """A progress bar on stderr, as a function that takes how much is done; None where not shown."""
     if not show:
         yield None
@@ -183,7 +183,7 @@ def _bar(total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
 
 
 @contextlib.contextmanager
-def _bench_errors() -> Iterator[None]:
+def bench_errors() -> Iterator[None]:
     """Errors of the bench as RunError."""
     # Only here: the other backends work without cocotb.
     from systolora_sim.bench.build import BenchError
@@ -196,7 +196,7 @@ def _bench_errors() -> Iterator[None]:
 
 def simulator(verilog: Path, config: AcceleratorConfig, build_dir: Path) -> "Simulator":
     """The simulator of generated Verilog, kept in `build_dir/sim`; raises RunError."""
-    with _bench_errors():
+    with bench_errors():
         from systolora_sim.bench.build import build_simulator
 
         return build_simulator(verilog, config, build_dir / "sim")
@@ -223,7 +223,7 @@ def layer_on_rtl(
     from systolora_sim.bench.run import run_rtl
 
     check_layer(layer, config)
-    with _bench_errors(), _bar(act_beats(layer, config), progress) as update:
+    with bench_errors(), bar(act_beats(layer, config), progress) as update:
         return run_rtl(layer, config, verilog, stall_seed, update, cache=build_dir / "sim")
 
 
@@ -263,10 +263,10 @@ def run_file(
     if backend not in BACKENDS:
         raise RunError(f"backend = {backend!r}: must be one of {', '.join(BACKENDS)}")
     layer = load_layer(layer_path)
-    _check_output(out_path, [layer_path])
+    check_output(out_path, [layer_path])
     if json_path is not None:
         json_path = Path(json_path)
-        _check_output(json_path, [layer_path, out_path])
+        check_output(json_path, [layer_path, out_path])
     records = product_records(layer)
     try:
         if backend == "golden":
@@ -284,7 +284,7 @@ def run_file(
         raise RunError(f"{layer_path}: {error}") from None
     write_result(out_path, result)
     if json_path is not None:
-        _write_json(json_path, _report(layer, backend, config, result, records))
+        write_json(json_path, _report(layer, backend, config, result, records))
 
 
 def _report(

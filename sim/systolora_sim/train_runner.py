@@ -30,7 +30,7 @@ __all__ = ["train_file"]
 
 
 @contextlib.contextmanager
-def _bar(total: int, show: bool, name: str) -> Iterator[Callable[[int], None] | None]:
+def bar(total: int, show: bool, name: str) -> Iterator[Callable[[int], None] | None]:
     """A progress bar on a terminal, as a function of how many steps of a layer are done.
 
     None where it is not shown or tqdm, which comes with the simulators, is not installed.
@@ -73,7 +73,7 @@ def _on_rtl(
 
     verilog = runner.ensure_verilog(config, build_dir)
     beats = steps * sum(act_beats(each.layer, config) for each in state.layers.values())
-    with runner._bench_errors(), runner._bar(beats, progress) as update:
+    with runner.bench_errors(), runner.bar(beats, progress) as update:
         return run_training(
             state, steps, config, verilog.file, stall_seed, update, cache=build_dir / "sim"
         )
@@ -137,11 +137,11 @@ def train_file(
     if state.step + steps >= 1 << 31:
         source = layer_path if resume is None else resume
         raise RunError(f"{source}: step: {state.step} and {steps} more: must stay below 2^31")
-    runner._check_output(out_path, [layer_path])
+    runner.check_output(out_path, [layer_path])
     if json_path is not None:
         json_path = Path(json_path)
         others = [layer_path, out_path] + ([] if resume is None else [Path(resume)])
-        runner._check_output(json_path, others)
+        runner.check_output(json_path, others)
     records: list[LayerStepRecord] = []
     build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
     if backend != "golden":
@@ -155,14 +155,14 @@ def train_file(
                 from systolora_sim.device_training import machine_backend
 
                 device = machine_backend(config)
-            with _bar(steps * len(state.layers), progress, backend) as update:
+            with bar(steps * len(state.layers), progress, backend) as update:
                 result = run_steps(state, steps, device, update)
             if device is not None:
                 records = device.records
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
     if json_path is not None:
-        runner._write_json(json_path, _report(state, result, backend, config, records))
+        runner.write_json(json_path, _report(state, result, backend, config, records))
     write_training(out_path, result)
     return result
 

@@ -112,7 +112,8 @@ class PostLane(wiring.Component):
         with m.Else():
             m.d.comb += source.eq(Mux(ctl.src_bank, self.read_data[1], self.read_data[0]))
         with m.If(ctl.sign):
-            m.d.sync += x.eq(Cat(source.any(), source[-1].replicate(self._acc_bits - 1)).as_signed())
+            upper = source[-1].replicate(self._acc_bits - 1)
+            m.d.sync += x.eq(Cat(source.any(), upper).as_signed())
         with m.Else():
             m.d.sync += x.eq(source)
 
