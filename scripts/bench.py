@@ -15,8 +15,8 @@ def main() -> None:
     figures = measure(arguments.build_dir)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("foundation.json", json.dumps(figures, indent=2) + "\n"),
-        ("foundation.md", render(figures)),
+        ("figures.json", json.dumps(figures, indent=2) + "\n"),
+        ("figures.md", render(figures)),
     ):
         (arguments.output / name).write_text(text, encoding="utf-8")
         print(arguments.output / name)

