@@ -41,6 +41,8 @@ CASES = {
     "tiny-ones": ("tiny", 1, 1, 1, 1, 2, {}),
     "tiny-int16": ("tiny", 9, 10, 6, 5, 3, {"bits": WIDE, "extremes": True}),
     "tiny-modes": ("tiny", 6, 9, 11, 2, 4, SLOW),
+    # Longer row operations than the output queue: its stalls reach the reads of the accumulators.
+    "tiny-long-rows": ("tiny", 60, 9, 14, 3, 8, {"bias": True}),
     "tiny-spilled": ("tiny", 150, 5, 6, 2, None, {"bits": {"x": 16, "Y": 16}}),
     "8x4": ("8x4s4", 11, 19, 13, 9, None, {"bias": True}),
     "8x4-mixed": ("8x4s4", 37, 10, 9, 4, 5, {"bits": {"dy": 16, "dX": 16}, "bias": True}),
