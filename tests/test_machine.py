@@ -314,7 +314,10 @@ def test_a_tile_does_not_survive_an_output_stationary_command():
         ({"rows": 2, "src_base": 63}, "src rows 63..64: must lie in one bank"),
         ({"add": 1, "rows": 2, "dst_base": 63}, "dst rows 63..64: must lie in one bank"),
         ({"write": 1, "rows": 2, "dst_base": 1}, "rows at 0 and 1 overlap"),
-        ({"mode": Mode.INT8}, "add, bias, write and emit are of RAW and ACC only"),
+        (
+            {"mode": Mode.INT8},
+            "add, bias, write, emit, negate, limit, status are of RAW and ACC only",
+        ),
         ({"opcode": 11}, "opcode 11: unknown"),
     ],
 )

@@ -127,3 +127,22 @@ def test_row_rates(fields, rate, verilog):
     few = _cycles(config, verilog, rows=4, count=1, **fields)
     many = _cycles(config, verilog, rows=16, count=1, **fields)
     assert many - few == 12 * rate
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_addition_in_a_bank_under_stalls(seed, verilog):
+    """Rows that wait for the output queue must not move the two reads of a bank onto each other."""
+    config = CONFIGS["tiny"]
+    rng = np.random.default_rng(seed)
+    device = Machine(config)
+    depth, cols = config.bank_depth, config.cols
+    common = {"opcode": Opcode.ROWS, "cols": cols}
+    values = rng.integers(-(1 << 40), 1 << 40, (depth, cols))
+    device.post(values, **common, source=Source.STREAM, rows=depth, write=1)
+    for _ in range(6):
+        half = {"rows": depth // 2, "src_base": depth // 2}
+        device.post(**common, **half, mode=Mode.RAW, add=1, write=1, emit=1)
+    program = Program([], list(device.pending.posts))
+    expected = run_sync(device.flush())
+    assert len(expected.acc_out) == 3 * depth
+    assert_same(run_program(config, program, verilog(config), seed, cache=CACHE), expected)

@@ -59,7 +59,7 @@ def test_every_component_has_a_design_key():
 
 def test_core_states_its_latencies():
     """act_to_accumulator is what test_rtl_tile_engine measures; the others are the blocks'."""
-    latencies = Core(preset("tiny")).latencies
+    latencies = Core(preset("tiny")).latencies  # the Core itself is never elaborated here
     assert latencies == {
         "act_to_accumulator": 4 + 2 + 3,
         "row_to_output_queue": 11,

@@ -1,4 +1,3 @@
-# amaranth: UnusedElaboratable=no
 """TileEngine: random tile commands against plain matrix products, and the promised rates.
 
 The expectation is written with NumPy's product on the logical tiles; the beats are laid out here,
@@ -226,8 +225,5 @@ def test_latency(shape):
     program = Program(*shape)
     program.ws(np.random.default_rng(10), 1, True, Edge.TOP)
     (beat,) = run(program, 0.0)
-    engine = TileEngine(
-        rows=rows, cols=cols, segments=1, operand_bits=9, psum_bits=32, acc_bits=48, acc_depth=DEPTH
-    )
-    assert engine.sum_latency == rows + 5
-    assert program.done - beat == engine.sum_latency + cols - 1
+    assert TileEngine.sum_latency(rows) == rows + 5
+    assert program.done - beat == TileEngine.sum_latency(rows) + cols - 1

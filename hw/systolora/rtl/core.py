@@ -67,23 +67,11 @@ class Core(wiring.Component):
         """Rows of the output queue: the lanes' pipeline and the queue's own delay."""
         return 1 << (PostLane.VALUE + 3).bit_length()
 
-    def _engine(self) -> TileEngine:
-        config = self.config
-        return TileEngine(
-            rows=config.rows,
-            cols=config.cols,
-            segments=config.segments,
-            operand_bits=config.operand_bits,
-            psum_bits=config.psum_bits,
-            acc_bits=config.acc_bits,
-            acc_depth=config.acc_depth,
-        )
-
     @property
     def latencies(self) -> dict[str, int]:
         """Cycles, for the manifest."""
         return {
-            "act_to_accumulator": self._engine().sum_latency,
+            "act_to_accumulator": TileEngine.sum_latency(self.config.rows),
             "row_to_output_queue": PostLane.VALUE,
             "rescale": Rescale.LATENCY,
             "scale_unit_max": ScaleUnit.LATENCY,
@@ -92,7 +80,15 @@ class Core(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
-        engine = self._engine()
+        engine = TileEngine(
+            rows=config.rows,
+            cols=config.cols,
+            segments=config.segments,
+            operand_bits=config.operand_bits,
+            psum_bits=config.psum_bits,
+            acc_bits=config.acc_bits,
+            acc_depth=config.acc_depth,
+        )
         control = PostControl(
             cols=config.cols,
             acc_bits=config.acc_bits,

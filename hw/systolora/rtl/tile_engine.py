@@ -69,10 +69,10 @@ class TileEngine(wiring.Component):
             }
         )
 
-    @property
-    def sum_latency(self) -> int:
-        """Cycles from a compute beat to its sum readable in column 0."""
-        return self._rows + ArrayEdge.LATENCY - 1 + AccumulatorLane.READABLE
+    @staticmethod
+    def sum_latency(rows: int) -> int:
+        """Cycles from a compute beat to its sum readable in column 0 of an array of `rows` rows."""
+        return rows + ArrayEdge.LATENCY - 1 + AccumulatorLane.READABLE
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

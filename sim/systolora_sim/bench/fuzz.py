@@ -75,18 +75,18 @@ class _Programmer:
         if opcode == Opcode.AMAX_SET:
             fields["imm"] = self.choose(0, (1 << self.choose(0, 48)) - 1)
         if opcode == Opcode.SCALE_SET:
-            fields["imm"] = self._scale(wide=True)
+            fields["imm"] = self.scale(wide=True)
         beats = post_beats(fields)["acc_in"]
-        self.device.post(self._values(beats) if beats else None, **fields)
+        self.device.post(self.values(beats) if beats else None, **fields)
 
-    def _scale(self, wide: bool = False) -> int:
+    def scale(self, wide: bool = False) -> int:
         """(m, e) packed; sometimes zero, sometimes with an exponent that overflows later."""
         if self.choose(0, 15) == 0:
             return 0
         e = self.choose(-512, 511) if wide and self.choose(0, 3) == 0 else self.choose(-40, 12)
         return self.choose(1 << 15, (1 << 16) - 1) | (e & 0x3FF) << 16
 
-    def _values(self, beats: int) -> NDArray[np.int64]:
+    def values(self, beats: int) -> NDArray[np.int64]:
         bits = self.config.acc_bits
         magnitude = self.rng.integers(0, bits, (beats, self.config.cols))
         values = self.rng.integers(-(1 << 62), 1 << 62, (beats, self.config.cols))
@@ -107,7 +107,7 @@ class _Programmer:
     def _row_operation(self, banks: tuple[int, ...]) -> dict[str, int]:
         config, choose = self.config, self.choose
         # Long ones fill the output queue, so that stalls reach the issue of rows
-        count = choose(1, config.bank_depth if choose(0, 2) == 0 else 9)
+        count = choose(1, 9) if choose(0, 2) else choose(9, config.bank_depth // 2)
         fields: dict[str, int] = {
             "rows": count,
             "cols": choose(1, config.cols),
@@ -155,36 +155,38 @@ def queue_random_program(device: CoreDevice, seed: int, groups: int = 8) -> None
     """
     rng = np.random.default_rng(seed)
     programmer = _Programmer(device, rng)
-    _prepare(device, programmer)
     overlap = bool(seed % 2)
     lag = 2 if overlap else 1
+    _prepare(device, programmer, lag)
     for group in range(groups):
         banks = (group % 2,) if overlap else (0, 1)
-        _group(programmer, banks, wait=group >= lag, signal=group < groups - lag)
+        _group(programmer, banks, signal=group < groups - lag)
 
 
-def _prepare(device: CoreDevice, programmer: _Programmer) -> None:
-    """Registers hold nothing defined after reset."""
+def _prepare(device: CoreDevice, programmer: _Programmer, tokens: int) -> None:
+    """Defines what is undefined after reset, then gives the tile queue its first tokens."""
     for register in range(SCALE_REGISTERS):
-        device.post(opcode=Opcode.SCALE_SET, dst=register, imm=programmer._scale())
+        device.post(opcode=Opcode.SCALE_SET, dst=register, imm=programmer.scale())
     for register in range(AMAX_REGISTERS):
         device.post(opcode=Opcode.AMAX_SET, dst=register, imm=register)
-    device.post(programmer._values(1), opcode=Opcode.BIAS)
+    device.post(programmer.values(1), opcode=Opcode.BIAS)
+    depth, cols = programmer.config.bank_depth, programmer.config.cols
+    for base in (0, depth):
+        fields = {"opcode": Opcode.ROWS, "source": Source.STREAM, "write": 1, "cols": cols}
+        device.post(programmer.values(depth), **fields, rows=depth, dst_base=base)
+    programmer.written[:] = True
+    for _ in range(tokens):
+        device.post(opcode=Opcode.NOP, signal=1)
 
 
-def _group(programmer: _Programmer, banks: tuple[int, ...], *, wait: bool, signal: bool) -> None:
+def _group(programmer: _Programmer, banks: tuple[int, ...], *, signal: bool) -> None:
     tiles, posts = programmer.choose(1, 5), programmer.choose(2, 7)
     for index in range(tiles):
         tokens: dict[str, Any] = {
-            "wait": int(wait and index == 0),
+            "wait": int(index == 0),
             "signal": int(index == tiles - 1),
         }
         programmer.tile(banks[programmer.choose(0, len(banks) - 1)], **tokens)
     for index in range(posts):
         tokens = {"wait": int(index == 0), "signal": int(signal and index == posts - 1)}
         programmer.post(banks, **tokens)
-
-
-def program_config_name(config: AcceleratorConfig) -> str:
-    """A short name for logs: rows x cols, segments, width."""
-    return f"{config.rows}x{config.cols}s{config.segments}{'i16' if config.int16 else 'i8'}"
