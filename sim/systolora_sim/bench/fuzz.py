@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from systolora.config import AcceleratorConfig
 from systolora.contract import AMAX_REGISTERS, SCALE_REGISTERS, Dataflow, Edge, Mode, Opcode, Source
 from systolora_sim.program import CoreDevice, post_beats, tile_beats
 
