@@ -8,8 +8,6 @@ BUILD := build
 # Processes of pytest.
 JOBS ?= 2
 
-GENERATOR := $(shell find hw/systolora -name '*.py')
-
 .PHONY: help verilog test test-all bench lint clean
 
 help:
@@ -20,11 +18,9 @@ help:
 	@echo "make lint      ruff and pyright"
 	@echo "make clean     remove build/ and .venv/"
 
-verilog: $(BUILD)/default/manifest.json
+# Generates, builds the simulator and runs the layer; the program reuses what is up to date.
+verilog: $(VENV)/.sim
 	$(BIN)/python -m systolora_sim.demo
-
-$(BUILD)/default/manifest.json: $(VENV)/.sim $(GENERATOR)
-	$(BIN)/systolora generate --preset default -o $(@D)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

@@ -5,7 +5,6 @@ without stalls on every stream; whole training steps on both.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulated import CACHE, core_verilog
 from systolora.config import AcceleratorConfig, preset
 from systolora.contract import Opcode, Source
-from systolora.emit import emit
 from systolora_sim import golden
 from systolora_sim import numerics as nx
 from systolora_sim.bench.cases import random_layer
@@ -31,8 +30,6 @@ from systolora_sim.machine import Machine
 from systolora_sim.numerics import ONE, ZERO, Scale
 from systolora_sim.program import CoreDevice, Outputs, Program, run_sync
 from systolora_sim.training import LayerState, TrainingState, new_master, run_steps
-
-CACHE = Path("build") / "sim"
 
 CONFIGS = {
     "tiny": preset("tiny"),
@@ -458,21 +455,6 @@ def test_job_files(kind, tmp_path):
 # The RTL --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def verilog(tmp_path_factory):
-    """Verilog of a configuration, emitted once per session and configuration."""
-    made: dict[str, Path] = {}
-
-    def get(config: AcceleratorConfig) -> Path:
-        if config.digest not in made:
-            directory = tmp_path_factory.mktemp(config.digest)
-            emit(config, directory)
-            made[config.digest] = directory / "systolora_core.v"
-        return made[config.digest]
-
-    return get
-
-
 class _Recorder(Machine):
     """A machine that keeps what it was told to do, and what that gave."""
 
@@ -508,7 +490,7 @@ def assert_same_outputs(got: Outputs, expected: Outputs) -> None:
 @pytest.mark.parametrize("stall_seed", [None, 4], ids=["free", "stalls"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("name", RTL_CONFIGS)
-def test_update_rtl(name, kind, stall_seed, verilog):
+def test_update_rtl(name, kind, stall_seed):
     """An update in the simulator: every beat as on the machine, masters as in the golden model."""
     config = CONFIGS[name]
     seed = OPTIMIZERS.index(kind) + 10 * (stall_seed is None)
@@ -531,7 +513,7 @@ def test_update_rtl(name, kind, stall_seed, verilog):
 
     recorder = _Recorder(config)
     update(recorder, set(), [])
-    outputs = run_program(config, recorder.program, verilog(config), stall_seed, cache=CACHE)
+    outputs = run_program(config, recorder.program, core_verilog(config), stall_seed, cache=CACHE)
     assert_same_outputs(outputs, recorder.outputs)
     sticky: set[str] = set()
     records: list[UpdateRecord] = []
@@ -548,7 +530,7 @@ def test_update_rtl(name, kind, stall_seed, verilog):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("name", RTL_CONFIGS)
-def test_more_updates_rtl(name, seed, verilog):
+def test_more_updates_rtl(name, seed):
     """Extreme values and scales of any size, every rule, both layouts, shapes of several groups."""
     config = CONFIGS[name]
     print(f"seed {seed}, configuration {config.digest}")
@@ -565,13 +547,13 @@ def test_more_updates_rtl(name, seed, verilog):
     )  # fmt: skip
     assert_same_master(got, expected)
     stall_seed = None if seed % 3 == 0 else seed
-    outputs = run_program(config, recorder.program, verilog(config), stall_seed, cache=CACHE)
+    outputs = run_program(config, recorder.program, core_verilog(config), stall_seed, cache=CACHE)
     assert_same_outputs(outputs, recorder.outputs)
 
 
 @pytest.mark.parametrize("cols", [6, 60], ids=["resident", "streamed"])
 @pytest.mark.parametrize("name", RTL_CONFIGS)
-def test_working_copy_rtl(name, cols, verilog):
+def test_working_copy_rtl(name, cols):
     config = CONFIGS[name]
     master = random_master(np.random.default_rng(cols), (11, cols), 0, extremes=False)
     bits = config.result_bits
@@ -582,7 +564,7 @@ def test_working_copy_rtl(name, cols, verilog):
         for command in recorder.program.posts
     )
     assert twice >= (2 if cols == 60 else 1)
-    outputs = run_program(config, recorder.program, verilog(config), 3, cache=CACHE)
+    outputs = run_program(config, recorder.program, core_verilog(config), 3, cache=CACHE)
     assert_same_outputs(outputs, recorder.outputs)
     got = run_sync(working_copy_on_device(_Replay(config, outputs), master, bits))
     expected = golden.working_copy(master, bits)
@@ -594,7 +576,7 @@ def test_working_copy_rtl(name, cols, verilog):
     ("name", "kind", "stall_seed"),
     [("tiny", "lion", None), ("tiny", "momentum", 5), ("4x8s2-int8", "sgd", 6)],
 )
-def test_steps_rtl(name, kind, stall_seed, verilog):
+def test_steps_rtl(name, kind, stall_seed):
     """Two steps of two layers inside one simulation: as the golden model, with their cycles."""
     config = CONFIGS[name]
     state = training_state(kind, 23, bits={"x": 16, "lora_B": 16} if config.int16 else None)
@@ -603,7 +585,7 @@ def test_steps_rtl(name, kind, stall_seed, verilog):
     expected = run_steps(state, 2)
     set_bits = [layer.sticky for layer in expected.state.layers.values()]
     assert ["master_range" in bits for bits in set_bits] == [stall_seed is not None, False]
-    result, records = run_training(state, 2, config, verilog(config), stall_seed, cache=CACHE)
+    result, records = run_training(state, 2, config, core_verilog(config), stall_seed, cache=CACHE)
     assert_same_run(result, expected)
     assert [(record.step, record.index) for record in records] == [(3, 0), (3, 1), (4, 0), (4, 1)]
     for record in records:

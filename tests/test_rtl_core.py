@@ -4,41 +4,16 @@ Every command, mode, edge, shift, plane and order that docs/core.md allows, on b
 tokens, with and without stalls on every stream; every beat that leaves is compared.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from systolora.config import AcceleratorConfig, preset
+from simulated import CACHE, CONFIGS, core_verilog
+from systolora.config import AcceleratorConfig
 from systolora.contract import Mode, Opcode, Source
-from systolora.emit import emit
 from systolora_sim.bench.fuzz import queue_random_program
 from systolora_sim.bench.run import run_program
 from systolora_sim.machine import Machine
 from systolora_sim.program import CoreDevice, Outputs, Program, run_sync
-
-CACHE = Path("build") / "sim"
-
-CONFIGS = {
-    "tiny": preset("tiny"),
-    "8x4s4": AcceleratorConfig(rows=8, cols=4, segments=4, int16=True, acc_depth=64),
-    "4x8s2-int8": AcceleratorConfig(rows=4, cols=8, segments=2, int16=False, acc_depth=64),
-}
-
-
-@pytest.fixture(scope="module")
-def verilog(tmp_path_factory):
-    """Verilog of a configuration, emitted once per session and configuration."""
-    made: dict[str, Path] = {}
-
-    def get(config: AcceleratorConfig) -> Path:
-        if config.digest not in made:
-            directory = tmp_path_factory.mktemp(config.digest)
-            emit(config, directory)
-            made[config.digest] = directory / "systolora_core.v"
-        return made[config.digest]
-
-    return get
 
 
 def random_program(config: AcceleratorConfig, seed: int, groups: int) -> tuple[Program, Outputs]:
@@ -64,28 +39,32 @@ def assert_same(got: Outputs, expected: Outputs) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", CONFIGS)
-def test_random_programs(name, seed, verilog):
+def test_random_programs(name, seed):
     config = CONFIGS[name]
     print(f"seed {seed}, configuration {config.digest}")
     program, expected = random_program(config, seed, groups=8)
     assert len(expected.result) + len(expected.acc_out) > 20
     # Whatever is not stalled must not differ from what is
     stall_seed = None if seed % 4 == 0 else seed
-    assert_same(run_program(config, program, verilog(config), stall_seed, cache=CACHE), expected)
+    assert_same(
+        run_program(config, program, core_verilog(config), stall_seed, cache=CACHE), expected
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 160))
 @pytest.mark.parametrize("name", CONFIGS)
-def test_more_random_programs(name, seed, verilog):
+def test_more_random_programs(name, seed):
     config = CONFIGS[name]
     print(f"seed {seed}, configuration {config.digest}")
     program, expected = random_program(config, seed, groups=24)
     stall_seed = None if seed % 4 == 0 else seed
-    assert_same(run_program(config, program, verilog(config), stall_seed, cache=CACHE), expected)
+    assert_same(
+        run_program(config, program, core_verilog(config), stall_seed, cache=CACHE), expected
+    )
 
 
-def _cycles(config, verilog, rows: int, count: int, **fields: int) -> int:
+def _cycles(config, rows: int, count: int, **fields: int) -> int:
     """Cycles of `count` row operations over rows that hold something."""
 
     def queue(device: CoreDevice) -> None:
@@ -105,7 +84,7 @@ def _cycles(config, verilog, rows: int, count: int, **fields: int) -> int:
     machine = Machine(config)
     queue(machine)
     program = Program([], list(machine.pending.posts))
-    outputs = run_program(config, program, verilog(config), None, cache=CACHE)
+    outputs = run_program(config, program, core_verilog(config), None, cache=CACHE)
     assert_same(outputs, run_sync(machine.flush()))
     assert outputs.cycles is not None
     return outputs.cycles
@@ -121,16 +100,16 @@ def _cycles(config, verilog, rows: int, count: int, **fields: int) -> int:
     ],
     ids=["emit", "amax", "add-across-banks", "add-in-a-bank"],
 )
-def test_row_rates(fields, rate, verilog):
+def test_row_rates(fields, rate):
     """One row per cycle; every second one where source and destination share a bank."""
     config = CONFIGS["tiny"]
-    few = _cycles(config, verilog, rows=4, count=1, **fields)
-    many = _cycles(config, verilog, rows=16, count=1, **fields)
+    few = _cycles(config, rows=4, count=1, **fields)
+    many = _cycles(config, rows=16, count=1, **fields)
     assert many - few == 12 * rate
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_addition_in_a_bank_under_stalls(seed, verilog):
+def test_addition_in_a_bank_under_stalls(seed):
     """Rows that wait for the output queue must not move the two reads of a bank onto each other."""
     config = CONFIGS["tiny"]
     rng = np.random.default_rng(seed)
@@ -145,4 +124,4 @@ def test_addition_in_a_bank_under_stalls(seed, verilog):
     program = Program([], list(device.pending.posts))
     expected = run_sync(device.flush())
     assert len(expected.acc_out) == 3 * depth
-    assert_same(run_program(config, program, verilog(config), seed, cache=CACHE), expected)
+    assert_same(run_program(config, program, core_verilog(config), seed, cache=CACHE), expected)

@@ -6,7 +6,7 @@ Configurations and simulators are those of test_rtl_core, so that each is built 
 import numpy as np
 import pytest
 
-from systolora.config import AcceleratorConfig, preset
+from simulated import CACHE, CONFIGS, core_verilog
 from systolora_sim.bench.build import BenchError
 from systolora_sim.bench.cases import random_layer
 from systolora_sim.bench.run import run_program, run_rtl
@@ -15,15 +15,6 @@ from systolora_sim.demo import differences
 from systolora_sim.golden import run_layer
 from systolora_sim.machine import Machine
 from systolora_sim.program import Program
-from systolora_sim.runner import BUILD_DIR, ensure_verilog
-
-CACHE = BUILD_DIR / "sim"
-
-CONFIGS = {
-    "tiny": preset("tiny"),
-    "8x4s4": AcceleratorConfig(rows=8, cols=4, segments=4, int16=True, acc_depth=64),
-    "4x8s2-int8": AcceleratorConfig(rows=4, cols=8, segments=2, int16=False, acc_depth=64),
-}
 
 OUTPUTS = ("H", "Y", "dH", "dX")
 WIDE = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy", *OUTPUTS), 16)
@@ -58,7 +49,7 @@ def test_layers(case):
     config = CONFIGS[name]
     layer = random_layer(31, n, d, k, r, **({"want_dx": True} | fields))
     print(f"seed 31, stall seed {stall_seed}, configuration {config.digest}")
-    verilog = ensure_verilog(config, BUILD_DIR).file
+    verilog = core_verilog(config)
     reports: list[int] = []
     result, records = run_rtl(layer, config, verilog, stall_seed, reports.append, cache=CACHE)
     assert differences(result, run_layer(layer)) == {}
@@ -77,7 +68,7 @@ def test_no_bubble_between_the_blocks_of_a_product():
     Tiles of 12 rows of the low-rank operand take 12 cycles each, dA's per block of 4 columns: 5.
     """
     config = CONFIGS["tiny"]
-    verilog = ensure_verilog(config, BUILD_DIR).file
+    verilog = core_verilog(config)
     cycles = []
     for columns in (160, 240):
         layer = random_layer(32, 20, columns, 4, 12)
@@ -94,7 +85,7 @@ def test_a_stuck_core_is_reported():
     machine.tile(np.zeros((1, 4), np.uint8), np.zeros((4, 4), np.uint8), length=1, load=1, wait=1)
     program = Program(machine.pending.tiles, [])
     with pytest.raises(BenchError, match=r"nothing moved for .* beats wait at act"):
-        run_program(config, program, ensure_verilog(config, BUILD_DIR).file, cache=CACHE)
+        run_program(config, program, core_verilog(config), cache=CACHE)
 
 
 def test_verilog_that_does_not_build(tmp_path):
@@ -109,7 +100,7 @@ def test_verilog_that_does_not_build(tmp_path):
 
 def test_verilog_of_another_configuration(tmp_path):
     """Ports of other widths stop the build: padding them silently would hang or lie."""
-    verilog = ensure_verilog(CONFIGS["tiny"], BUILD_DIR).file
+    verilog = core_verilog(CONFIGS["tiny"])
     with pytest.raises(BenchError, match="could not build it"):
         run_program(CONFIGS["8x4s4"], Program(), verilog, cache=tmp_path)
 

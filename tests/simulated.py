@@ -1,0 +1,19 @@
+"""The configurations that tests simulate: few, so that each simulator is built once for all."""
+
+from pathlib import Path
+
+from systolora.config import AcceleratorConfig, preset
+from systolora_sim.runner import BUILD_DIR, ensure_verilog
+
+CACHE = BUILD_DIR / "sim"
+
+CONFIGS = {
+    "tiny": preset("tiny"),
+    "8x4s4": AcceleratorConfig(rows=8, cols=4, segments=4, int16=True, acc_depth=64),
+    "4x8s2-int8": AcceleratorConfig(rows=4, cols=8, segments=2, int16=False, acc_depth=64),
+}
+
+
+def core_verilog(config: AcceleratorConfig) -> Path:
+    """The configuration's Verilog, generated unless it is up to date."""
+    return ensure_verilog(config, BUILD_DIR).file
