@@ -4,6 +4,8 @@ Every command, mode, edge, shift, plane and order that docs/core.md allows, on b
 tokens, with and without stalls on every stream; every beat that leaves is compared.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,17 @@ def test_more_random_programs(name, seed):
     assert_same(
         run_program(config, program, core_verilog(config), stall_seed, cache=CACHE), expected
     )
+
+
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="Icarus Verilog is not installed")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_programs_on_icarus(name, monkeypatch):
+    """A second simulator, which starts with unknown registers where Verilator has numbers."""
+    monkeypatch.setenv("SIM", "icarus")
+    config = CONFIGS[name]
+    print(f"seed 2, configuration {config.digest}")
+    program, expected = random_program(config, 2, groups=5)
+    assert_same(run_program(config, program, core_verilog(config), 2, cache=CACHE), expected)
 
 
 def _cycles(config, rows: int, count: int, **fields: int) -> int:
