@@ -208,7 +208,7 @@ def measure(directory: Path) -> dict[str, Any]:
             figures["tile_rates"][name] = list(_rates(PRESETS[name], verilog[name], cache))
             bar.update()
         for name, bits in (("default", 8), ("default", 16), ("paper", 8)):
-            widths = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy"), bits)
+            widths: dict[str, int] = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy"), bits)
             layer = random_layer(LAYER_SEED, 77, 768, 320, 8, want_dx=True, bits=widths)
             build = build_simulator(verilog[name], PRESETS[name], cache)
             figures["builds"].setdefault(name, round(build.seconds, 1))
