@@ -11,6 +11,8 @@ CONFIGS = {
     "tiny": preset("tiny"),
     "8x4s4": AcceleratorConfig(rows=8, cols=4, segments=4, int16=True, acc_depth=64),
     "4x8s2-int8": AcceleratorConfig(rows=4, cols=8, segments=2, int16=False, acc_depth=64),
+    # Tiles load in one cycle: every accumulator comes back while it is still on its way.
+    "8x8s8": AcceleratorConfig(rows=8, cols=8, segments=8, int16=True, acc_depth=32),
 }
 
 

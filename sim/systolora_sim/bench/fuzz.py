@@ -106,7 +106,8 @@ class _Programmer:
     def _row_operation(self, banks: tuple[int, ...]) -> dict[str, int]:
         config, choose = self.config, self.choose
         # Long ones fill the output queue, so that stalls reach the issue of rows
-        count = choose(1, 9) if choose(0, 2) else choose(9, config.bank_depth // 2)
+        longest = config.bank_depth // 2
+        count = choose(1, min(9, longest)) if choose(0, 2) else choose(1, longest)
         fields: dict[str, int] = {
             "rows": count,
             "cols": choose(1, config.cols),
