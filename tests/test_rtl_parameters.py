@@ -6,15 +6,17 @@ import inspect
 import pkgutil
 
 import pytest
-from amaranth.hdl import Module, signed
+from amaranth.hdl import Module, Shape, signed
 from amaranth.lib import stream, wiring
 
 import systolora.rtl
 from systolora.config import preset
+from systolora.contract import SCALE
 from systolora.rtl.accumulator import AccumulatorLane
 from systolora.rtl.core import Core
 from systolora.rtl.flow import link
 from systolora.rtl.pe import PE
+from systolora.rtl.types import ScaleLayout
 
 
 def test_pe_refuses_narrow_sums():
@@ -66,3 +68,14 @@ def test_core_states_its_latencies():
         "rescale": 5,
         "scale_unit_max": 18,
     }
+
+
+def test_scale_layout_is_the_contract():
+    """The RTL's Scale has the positions that software packs."""
+    fields = ScaleLayout.as_shape()
+    got = [(name, field.offset, Shape.cast(field.shape)) for name, field in fields]
+    expected, offset = [], 0
+    for field in SCALE:
+        expected.append((field.name, offset, Shape(field.width, field.signed)))
+        offset += field.width
+    assert got == expected

@@ -11,7 +11,7 @@ from enum import IntEnum
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STICKY", "TOKENS_MAX",
     "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
-    "INFO", "POST", "TILE", "pack", "unpack", "width",
+    "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16
@@ -82,7 +82,7 @@ class Opcode(IntEnum):
     COLLECT = 3  # amax[dst] = max(amax[dst], lanes' maxima); clears the lanes' maxima
     AMAX_SET = 4  # amax[dst] = imm
     AMAX_READ = 5  # info <- amax[src_a]
-    SCALE_SET = 6  # scale[dst] = (imm[15:0], imm[25:16] signed)
+    SCALE_SET = 6  # scale[dst] = imm, a SCALE
     SCALE_MUL = 7  # scale[dst] = mul(scale[src_a], scale[src_b])
     SCALE_DIV = 8  # scale[dst] = div(scale[src_a], scale[src_b])
     SCALE_AMAX = 9  # scale[dst] = from_int(amax[src_a])
@@ -143,12 +143,14 @@ POST: tuple[Field, ...] = (
     Field("word0", 32, "ROWS: seed word of the element at the operation's first row and column"),
 )
 
-#: One beat of the `info` stream: AMAX_READ fills amax, SCALE_READ fills m and e, the rest is 0.
-INFO: tuple[Field, ...] = (
-    Field("amax", 48, "maximum of the absolute values"),
+#: A Scale, as SCALE_SET holds it in the low bits of `imm`.
+SCALE: tuple[Field, ...] = (
     Field("m", 16, "mantissa of a Scale"),
     Field("e", 10, "exponent of a Scale", signed=True),
 )
+
+#: One beat of the `info` stream: AMAX_READ fills amax, SCALE_READ fills m and e, the rest is 0.
+INFO: tuple[Field, ...] = (Field("amax", 48, "maximum of the absolute values"), *SCALE)
 
 
 def width(table: tuple[Field, ...], name: str) -> int:

@@ -48,7 +48,7 @@ from systolora_sim.blocks import Block, plan_blocks
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.numerics import Scale
 from systolora_sim.operands import byte_planes, ceil_div, padded, stationary_beats, streamed_beats
-from systolora_sim.program import CoreDevice, Outputs
+from systolora_sim.program import CoreDevice, Outputs, scale_imm
 
 __all__ = [
     "CompileError",
@@ -404,7 +404,7 @@ class _Compiler:
         self._scale(Opcode.SCALE_READ, a=Reg.ACC)
         if quantize is not None:
             limit = nx.from_int(nx.qmax(quantize.bits))
-            post(opcode=Opcode.SCALE_SET, dst=Reg.QMAX, imm=_scale_imm(limit))
+            post(opcode=Opcode.SCALE_SET, dst=Reg.QMAX, imm=scale_imm(limit))
             post(opcode=Opcode.AMAX_SET, dst=AmaxReg.STEP, imm=0)
             if quantize.record:
                 post(opcode=Opcode.AMAX_SET, dst=AmaxReg.RECORD, imm=quantize.record)
@@ -491,10 +491,6 @@ class _Compiler:
         if start != rows.shape[0]:
             raise RuntimeError(f"{self.product.name}: {rows.shape[0]} rows came, not {start}")
         return whole
-
-
-def _scale_imm(scale: Scale) -> int:
-    return scale.m | (scale.e & 0x3FF) << 16
 
 
 def _scale(info: dict[str, int]) -> Scale:
@@ -619,7 +615,7 @@ class _Layer:
             (Reg.DY, scales["dy"]),
             (Reg.GAIN, self.layer.gain),
         ):
-            self.device.post(opcode=Opcode.SCALE_SET, dst=reg, imm=_scale_imm(scale))
+            self.device.post(opcode=Opcode.SCALE_SET, dst=reg, imm=scale_imm(scale))
 
     def quantization(self, name: str) -> Quantization:
         layer = self.layer

@@ -49,7 +49,7 @@ from systolora_sim import numerics as nx
 from systolora_sim.compiler import CompileError
 from systolora_sim.golden import Master, Optimizer
 from systolora_sim.numerics import Quantized, Scale
-from systolora_sim.program import CoreDevice, Outputs, post_beats
+from systolora_sim.program import CoreDevice, Outputs, post_beats, scale_imm
 
 __all__ = ["UpdateRecord", "update_on_device", "working_copy_on_device"]
 
@@ -176,8 +176,7 @@ class _Work:
         return tensor.T if self.transposed else tensor
 
     def set_scale(self, reg: Reg, scale: Scale) -> None:
-        imm = scale.m | (scale.e & 0x3FF) << 16
-        self.device.post(opcode=Opcode.SCALE_SET, dst=reg, imm=imm)
+        self.device.post(opcode=Opcode.SCALE_SET, dst=reg, imm=scale_imm(scale))
 
     def mul(self, dst: Reg, a: Reg, b: Reg) -> None:
         self.device.post(opcode=Opcode.SCALE_MUL, dst=dst, src_a=a, src_b=b)

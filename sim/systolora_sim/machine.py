@@ -17,6 +17,7 @@ from systolora.contract import (
     AMAX_REGISTERS,
     COL_STEP,
     ROW_STEP,
+    SCALE,
     SCALE_REGISTERS,
     STICKY,
     TOKENS_MAX,
@@ -27,6 +28,7 @@ from systolora.contract import (
     Opcode,
     Source,
     Status,
+    unpack,
 )
 from systolora_sim import numerics as nx
 from systolora_sim.numerics import Scale
@@ -250,8 +252,7 @@ class Machine(CoreDevice):
         elif opcode == Opcode.AMAX_READ:
             self._info.append({"amax": self.amax[a], "m": 0, "e": 0})
         elif opcode == Opcode.SCALE_SET:
-            e = imm >> 16 & 0x3FF
-            self.scales[dst] = Scale(imm & 0xFFFF, e - 1024 if e >= 512 else e).check()
+            self.scales[dst] = Scale(**unpack(SCALE, imm)).check()
         elif opcode == Opcode.SCALE_MUL:
             self.scales[dst] = nx.mul(self.scales[a], self.scales[b], self.sticky)
         elif opcode == Opcode.SCALE_DIV:

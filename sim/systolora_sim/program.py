@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import POST, TILE, Dataflow, Edge, Mode, Opcode, Source, pack
+from systolora.contract import POST, SCALE, TILE, Dataflow, Edge, Mode, Opcode, Source, pack
+from systolora_sim.numerics import Scale
 
 __all__ = [
     "CommandError", "CoreDevice", "Outputs", "PostCommand", "Program", "TileCommand",
-    "post_beats", "run_sync", "tile_beats",
+    "post_beats", "run_sync", "scale_imm", "tile_beats",
 ]  # fmt: skip
 
 Bytes = NDArray[np.uint8]
@@ -68,6 +69,11 @@ class Outputs:
     info: list[dict[str, int]]
     cycles: int | None
     sticky: int
+
+
+def scale_imm(scale: Scale) -> int:
+    """A Scale as SCALE_SET's `imm`."""
+    return pack(SCALE, scale._asdict())
 
 
 def tile_beats(config: AcceleratorConfig, fields: dict[str, int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ __all__ = [
     "ReadSignature",
     "Response",
     "WriteSignature",
-    "check_bus",
+    "check_engine",
 ]
 
 #: Widths of a bus that the engines are made for, in bits.
@@ -52,7 +52,9 @@ class Response(enum.Enum, shape=2):
     DECERR = 3
 
 
-def check_bus(data_bits: int, address_bits: int, outstanding: int, burst_beats: int) -> None:
+def check_engine(
+    data_bits: int, address_bits: int, outstanding: int, burst_beats: int, queue_beats: int
+) -> None:
     """Raises ValueError unless an engine can be built with these parameters."""
     if data_bits not in DATA_BITS:
         raise ValueError(f"data_bits must be one of {DATA_BITS}, not {data_bits!r}")
@@ -63,6 +65,10 @@ def check_bus(data_bits: int, address_bits: int, outstanding: int, burst_beats: 
     if not 1 <= burst_beats <= BURST_BEATS_MAX or burst_beats & (burst_beats - 1):
         raise ValueError(
             f"burst_beats must be a power of two up to {BURST_BEATS_MAX}, not {burst_beats!r}"
+        )
+    if queue_beats < burst_beats:
+        raise ValueError(
+            f"queue_beats must be at least burst_beats = {burst_beats}, not {queue_beats!r}"
         )
 
 

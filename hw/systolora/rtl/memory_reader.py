@@ -6,7 +6,15 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systolora.rtl.axi import ADDRESS_BITS, CACHE, PROT, Burst, ReadSignature, Response, check_bus
+from systolora.rtl.axi import (
+    ADDRESS_BITS,
+    CACHE,
+    PROT,
+    Burst,
+    ReadSignature,
+    Response,
+    check_engine,
+)
 from systolora.rtl.burst_planner import BurstPlanner
 from systolora.rtl.flow import link
 from systolora.rtl.placement import place
@@ -85,13 +93,9 @@ class MemoryReader(wiring.Component):
         burst_beats: int = 16,
         queue_beats: int | None = None,
     ) -> None:
-        check_bus(data_bits, address_bits, outstanding, burst_beats)
         if queue_beats is None:
             queue_beats = 4 * burst_beats
-        if queue_beats < burst_beats:
-            raise ValueError(
-                f"queue_beats must be at least burst_beats = {burst_beats}, not {queue_beats!r}"
-            )
+        check_engine(data_bits, address_bits, outstanding, burst_beats, queue_beats)
         self.design_key: Hashable = (
             data_bits,
             address_bits,

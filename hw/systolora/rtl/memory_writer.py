@@ -6,7 +6,15 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systolora.rtl.axi import ADDRESS_BITS, CACHE, PROT, Burst, Response, WriteSignature, check_bus
+from systolora.rtl.axi import (
+    ADDRESS_BITS,
+    CACHE,
+    PROT,
+    Burst,
+    Response,
+    WriteSignature,
+    check_engine,
+)
 from systolora.rtl.burst_planner import BurstPlanner
 from systolora.rtl.flow import link
 from systolora.rtl.placement import place
@@ -86,13 +94,9 @@ class MemoryWriter(wiring.Component):
         queue_beats: int | None = None,
         align: int = 1,
     ) -> None:
-        check_bus(data_bits, address_bits, outstanding, burst_beats)
         if queue_beats is None:
             queue_beats = 2 * burst_beats
-        if queue_beats < burst_beats:
-            raise ValueError(
-                f"queue_beats must be at least burst_beats = {burst_beats}, not {queue_beats!r}"
-            )
+        check_engine(data_bits, address_bits, outstanding, burst_beats, queue_beats)
         if align < 1 or align > data_bits // 8 or align & (align - 1):
             raise ValueError(f"align must be a power of two up to {data_bits // 8}, not {align!r}")
         self.design_key: Hashable = (

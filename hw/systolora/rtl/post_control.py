@@ -20,6 +20,7 @@ from systolora.rtl.types import ScaleLayout
 __all__ = ["PostControl"]
 
 AMAX_BITS = contract.width(contract.INFO, "amax")
+SCALE_BITS = sum(field.width for field in contract.SCALE)
 
 
 class PostControl(wiring.Component):
@@ -309,7 +310,10 @@ class PostControl(wiring.Component):
                     with m.Case(Opcode.AMAX_SET):
                         m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(command.imm)]
                     with m.Case(Opcode.SCALE_SET):
-                        m.d.comb += [scale_write.en.eq(1), scale_write.data.eq(command.imm[:26])]
+                        m.d.comb += [
+                            scale_write.en.eq(1),
+                            scale_write.data.eq(command.imm[:SCALE_BITS]),
+                        ]
                     with m.Case(Opcode.SCALE_MUL, Opcode.SCALE_DIV, Opcode.SCALE_AMAX):
                         m.next = "REQUEST"
                     with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ):

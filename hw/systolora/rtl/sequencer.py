@@ -97,12 +97,12 @@ class Sequencer(wiring.Component):
         b_full = Signal()
         swap = Signal()
         self._load(m, loads, b_full, swap)
-        drain = Signal(self._sum, name="drain_word")
+        drained = Signal(self._sum, name="drain_entry")
         drain_row = Signal(range(self._rows))
         fired = Signal(self._sum, name="fired_word")
         drain_active = Signal()
-        self._compute(m, computes, b_full, swap, fired, drain, drain_row, drain_active)
-        self._sums(m, fired, drain, drain_row, drain_active)
+        self._compute(m, computes, b_full, swap, fired, drained, drain_row, drain_active)
+        self._sums(m, fired, drained, drain_row, drain_active)
         return m
 
     def _load(self, m: Module, queue: fifo.SyncFIFOBuffered, b_full: Signal, swap: Signal) -> None:
@@ -150,7 +150,7 @@ class Sequencer(wiring.Component):
         b_full: Signal,
         swap: Signal,
         fired,
-        drain,
+        drained,
         drain_row: Signal,
         drain_active: Signal,
     ) -> None:
@@ -237,6 +237,7 @@ class Sequencer(wiring.Component):
         ]
 
         # The drain of an OS tile: the bottom row leaves first
+        drain = Signal(self._sum, name="drain_word")
         base = Signal(self._address_bits)
         out_rows = Signal(head.out_rows.shape())
         with m.If(fire & is_os & last):
@@ -251,17 +252,15 @@ class Sequencer(wiring.Component):
             ]
         with m.Elif(drain_active):
             m.d.sync += [drain_active.eq(~drain_last), drain_row.eq(drain_row - 1)]
-        drain_word = Signal(self._sum, name="drain_entry")
         m.d.comb += [
-            drain_word.eq(drain),
-            drain_word.valid.eq(drain_active & (drain_row < out_rows)),
-            drain_word.drain.eq(1),
-            drain_word.address.eq(base + drain_row),
-            drain_word.last.eq(drain_last),
+            drained.eq(drain),
+            drained.valid.eq(drain_active & (drain_row < out_rows)),
+            drained.drain.eq(1),
+            drained.address.eq(base + drain_row),
+            drained.last.eq(drain_last),
         ]
-        self._drain_entry = drain_word
 
-    def _sums(self, m: Module, fired, drain, drain_row: Signal, drain_active: Signal) -> None:
+    def _sums(self, m: Module, fired, drained, drain_row: Signal, drain_active: Signal) -> None:
         layout = data.StructLayout(
             {"drain_active": 1, "drain_row": drain_row.shape(), "sum": self._sum}
         )
@@ -269,7 +268,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             entry.drain_active.eq(drain_active),
             entry.drain_row.eq(drain_row),
-            entry.sum.eq(Mux(drain_active & ~fired.valid, self._drain_entry, fired)),
+            entry.sum.eq(Mux(drain_active & ~fired.valid, drained, fired)),
         ]
         # R + 2 registers in all; the last one also learns whether its accumulator is still on
         # the way through the lanes' pipeline.

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.contract import AMAX_REGISTERS, SCALE_REGISTERS, Dataflow, Edge, Mode, Opcode, Source
-from systolora_sim.program import CoreDevice, post_beats, tile_beats
+from systolora_sim.numerics import Scale
+from systolora_sim.program import CoreDevice, post_beats, scale_imm, tile_beats
 
 __all__ = ["queue_random_program"]
 
@@ -83,7 +84,7 @@ class _Programmer:
         if self.choose(0, 15) == 0:
             return 0
         e = self.choose(-512, 511) if wide and self.choose(0, 3) == 0 else self.choose(-40, 12)
-        return self.choose(1 << 15, (1 << 16) - 1) | (e & 0x3FF) << 16
+        return scale_imm(Scale(self.choose(1 << 15, (1 << 16) - 1), e))
 
     def values(self, beats: int) -> NDArray[np.int64]:
         bits = self.config.acc_bits
