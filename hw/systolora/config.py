@@ -14,6 +14,8 @@ __all__ = ["PRESETS", "AcceleratorConfig", "ConfigError", "from_toml", "preset"]
 MIN_SIDE, MAX_SIDE = 4, 256
 MAX_ACC_DEPTH = 1 << 16
 SEGMENTS = (1, 2, 4, 8)
+BUS_BITS = (64, 128, 256, 512)
+MAX_BUFFER_BYTES = 1 << 26
 
 
 class ConfigError(ValueError):
@@ -40,6 +42,16 @@ class AcceleratorConfig:
     acc_depth : int
         Rows of the accumulator buffer (each of C accumulators), split into two banks of half the
         depth: a power of two, at least 2 * rows, at most 65536.
+    bus_bits : int
+        Data width of the AXI4 master: 64, 128, 256 or 512.
+    address_bits : int
+        Width of an address, 40 to 64.
+    act_bytes, wgt_bytes : int
+        Sizes of the activation and the stationary buffer: powers of two, at most 64 MiB, at least
+        16 entries (activation) and two tiles (stationary).
+    outstanding : int
+        Bursts that each memory engine may have under way, 2 to 256; to keep the bus busy it should
+        exceed the memory's latency in cycles, since short rows are bursts of one beat.
 
     Raises
     ------
@@ -52,9 +64,14 @@ class AcceleratorConfig:
     segments: int = 4
     int16: bool = True
     acc_depth: int = 512
+    bus_bits: int = 512
+    address_bits: int = 40
+    act_bytes: int = 1 << 18
+    wgt_bytes: int = 1 << 17
+    outstanding: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "segments", "acc_depth"):
+        for name in (f.name for f in fields(self) if f.name != "int16"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} = {value!r}: must be an integer")
@@ -79,6 +96,22 @@ class AcceleratorConfig:
                 f"acc_depth = {self.acc_depth}: must be a power of two from 2 * rows = {least} "
                 f"to {MAX_ACC_DEPTH}"
             )
+
+        if self.bus_bits not in BUS_BITS:
+            raise ConfigError(f"bus_bits = {self.bus_bits}: must be one of 64, 128, 256, 512")
+        if not 40 <= self.address_bits <= 64:
+            raise ConfigError(f"address_bits = {self.address_bits}: must be from 40 to 64")
+        if not 2 <= self.outstanding <= 256:
+            raise ConfigError(f"outstanding = {self.outstanding}: must be from 2 to 256")
+        for name, least in (
+            ("act_bytes", 16 * self.act_entry_bytes),
+            ("wgt_bytes", 2 * self.lanes * self.wgt_entry_bytes),
+        ):
+            value = getattr(self, name)
+            if not (least <= value <= MAX_BUFFER_BYTES and _power_of_two(value)):
+                raise ConfigError(
+                    f"{name} = {value}: must be a power of two from {least} to {MAX_BUFFER_BYTES}"
+                )
 
     # Derived widths: their only home.
     @property
@@ -121,6 +154,45 @@ class AcceleratorConfig:
         """Rows of one of the two accumulator banks."""
         return self.acc_depth // 2
 
+    @property
+    def bus_bytes(self) -> int:
+        """Bytes of one beat of the AXI4 master, B."""
+        return self.bus_bits // 8
+
+    @property
+    def _planes(self) -> int:
+        return 2 if self.int16 else 1
+
+    @property
+    def act_entry_bytes(self) -> int:
+        """Bytes of one entry of the activation buffer: a beat, or a row of R operands if larger."""
+        return max(self.bus_bytes, self.rows * self._planes)
+
+    @property
+    def wgt_entry_bytes(self) -> int:
+        """Bytes of one entry of a bank of the stationary buffer: a beat, or a line if larger."""
+        return max(self.bus_bytes, self.lanes * self._planes)
+
+    @property
+    def act_entries(self) -> int:
+        """Entries of the activation buffer."""
+        return self.act_bytes // self.act_entry_bytes
+
+    @property
+    def wgt_entries(self) -> int:
+        """Entries of one of the S banks of the stationary buffer."""
+        return self.wgt_bytes // self.wgt_entry_bytes // self.segments
+
+    @property
+    def act_unit(self) -> int:
+        """Bytes that `act_base` and its steps count: a row of R bytes."""
+        return self.rows
+
+    @property
+    def wgt_unit(self) -> int:
+        """Bytes that `wgt_base` and its steps count: min(R, C)."""
+        return min(self.rows, self.cols)
+
     def to_dict(self) -> dict[str, int | bool]:
         return asdict(self)
 
@@ -136,10 +208,19 @@ class AcceleratorConfig:
 
 
 PRESETS: dict[str, AcceleratorConfig] = {
-    "tiny": AcceleratorConfig(rows=4, cols=4, segments=1, int16=True, acc_depth=128),
-    "ecp5": AcceleratorConfig(rows=8, cols=8, segments=2, int16=True, acc_depth=256),
+    "tiny": AcceleratorConfig(
+        rows=4, cols=4, segments=1, int16=True, acc_depth=128,
+        bus_bits=64, act_bytes=1 << 13, wgt_bytes=1 << 12, outstanding=8,
+    ),
+    "ecp5": AcceleratorConfig(
+        rows=8, cols=8, segments=2, int16=True, acc_depth=256,
+        bus_bits=128, act_bytes=1 << 15, wgt_bytes=1 << 14, outstanding=16,
+    ),
     "default": AcceleratorConfig(rows=16, cols=16, segments=4, int16=True, acc_depth=512),
-    "paper": AcceleratorConfig(rows=64, cols=64, segments=4, int16=True, acc_depth=1024),
+    "paper": AcceleratorConfig(
+        rows=64, cols=64, segments=4, int16=True, acc_depth=1024, act_bytes=1 << 19,
+        wgt_bytes=1 << 18,
+    ),
 }
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 __all__ = [
-    "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STICKY", "TOKENS_MAX",
-    "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
+    "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STEP_WORD", "STICKY",
+    "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
     "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
+    "CONTROL", "DESCRIPTORS", "DESCRIPTOR_BYTES", "EXEC", "LOAD", "PROGRAM_MAX", "POST_DESCRIPTOR",
+    "Action", "Buffer", "Fault", "Kind", "Layout",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16
@@ -24,6 +26,8 @@ STICKY = ("scale_range", "acc_sat", "clip_delayed", "master_range", "momentum_ra
 #: Steps of the random word per row and per column of the logical tensor (numerics.md section 7).
 ROW_STEP = 0x9E3779B9
 COL_STEP = 0x85EBCA6B
+#: Step of the random word per training step (numerics section 7).
+STEP_WORD = 0xC2B2AE35
 
 
 class Dataflow(IntEnum):
@@ -87,6 +91,11 @@ class Opcode(IntEnum):
     SCALE_DIV = 8  # scale[dst] = div(scale[src_a], scale[src_b])
     SCALE_AMAX = 9  # scale[dst] = from_int(amax[src_a])
     SCALE_READ = 10  # info <- scale[src_a]
+    SCALE_LOAD = 11  # scale[dst] = (m, e) from lanes 0 and 1 of the next `acc_in` beat
+    AMAX_LOAD = 12  # amax[dst] = lane 0 of the next `acc_in` beat, unsigned
+    AMAX_SELECT = 13  # amax[dst] = amax[src_a], or amax[src_b] if that is 0: then `delayed` rests
+    STICKY_LOAD = 14  # the Core's sticky bits = low bits of lane 0 of the next `acc_in` beat
+    STICKY_READ = 15  # info.amax <- the Core's sticky bits
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,140 @@ SCALE: tuple[Field, ...] = (
 
 #: One beat of the `info` stream: AMAX_READ fills amax, SCALE_READ fills m and e, the rest is 0.
 INFO: tuple[Field, ...] = (Field("amax", 48, "maximum of the absolute values"), *SCALE)
+
+
+# Descriptors: 64 bytes each, little-endian, fields from bit 0 up; every bit beyond the last field
+# must be 0. docs/system.md is their contract.
+
+DESCRIPTOR_BYTES = 64
+#: Descriptors of a program at most (a row of a memory region has 24 bits of bytes).
+PROGRAM_MAX = (1 << 18) - 1
+
+
+class Kind(IntEnum):
+    """Descriptor kinds. 0 is none, so that a program which runs into zeros stops."""
+
+    LOAD = 1
+    EXEC = 2
+    POST = 3
+    CONTROL = 4
+
+
+class Buffer(IntEnum):
+    """Where a LOAD puts its rows."""
+
+    ACT = 0
+    WGT = 1
+
+
+class Layout(IntEnum):
+    """Which bank of the stationary buffer row i of a LOAD goes to, with g rows per bank."""
+
+    PLAIN = 0  # bank 0 (or the activation buffer)
+    LEFT = 1  # bank (i / g) % S, g = C/S: tiles that enter from the left
+    TOP = 2  # bank (i / g) % S, g = R/S: tiles that enter from the top
+
+
+class Action(IntEnum):
+    """What a CONTROL descriptor does."""
+
+    NOP = 0
+    END = 1  # the run ends when all earlier descriptors have
+    STEP = 2  # WORD_BASE += STEP_WORD, STEP += 1, for the descriptors that follow
+
+
+class Fault(IntEnum):
+    """Error codes. Of a descriptor, the first that applies, in this order."""
+
+    NONE = 0
+    KIND = 1  # no such kind of descriptor
+    FIELD = 2  # a field outside its values, or a bit set that belongs to no field
+    BUFFER = 3  # beyond the end of an on-chip buffer, or not in one accumulator bank
+    ALIGN = 4  # a memory address or stride breaks the alignment rule
+    WINDOW = 5  # outside the permitted memory window
+    TOKEN = 6  # a wait that no earlier descriptor answers, or more than 255 tokens
+    END = 7  # the program's length was reached without END
+    READ_SLAVE = 8  # the memory answered a read with SLVERR
+    READ_DECODE = 9  # the memory answered a read with DECERR
+    WRITE_SLAVE = 10  # the memory answered a write with SLVERR
+    WRITE_DECODE = 11  # the memory answered a write with DECERR
+    ABORTED = 12  # CONTROL.abort was written
+
+
+LOAD: tuple[Field, ...] = (
+    Field("kind", 4, "Kind.LOAD"),
+    Field("wait_exec", 1, "take a token that an EXEC gave with signal_load"),
+    Field("wait_store", 1, "take a token that a POST gave with signal_load"),
+    Field("signal_exec", 1, "give the EXEC queue a token when all rows are in the buffer"),
+    Field("buffer", 1, "Buffer: ACT or WGT"),
+    Field("layout", 2, "Layout; PLAIN for ACT"),
+    Field("rows", 16, "rows, at least 1"),
+    Field("row_bytes", 24, "bytes of a row, at least 1"),
+    Field("base", 24, "entry of the first row"),
+    Field("row_step", 16, "entries from a row to the next one in its bank"),
+    Field("address", 64, "address of the first row, bytes"),
+    Field("stride", 32, "bytes from a row to the next"),
+)
+
+EXEC: tuple[Field, ...] = (
+    Field("kind", 4, "Kind.EXEC"),
+    Field("wait_load", 1, "take a token that a LOAD gave with signal_exec"),
+    Field("wait_post", 1, "take a token that a POST gave with signal_exec"),
+    Field("signal_load", 1, "give the LOAD queue a token when the buffers have been read"),
+    Field("signal_post", 1, "give the POST queue a token when the last sum is written"),
+    Field("dataflow", 1, "Dataflow"),
+    Field("edge", 1, "WS: Edge that the stationary tiles enter from"),
+    Field("act_wide", 1, "the streamed operand is int16"),
+    Field("wgt_wide", 1, "the stationary (OS: top) operand is int16"),
+    Field("accumulate", 1, "add to the accumulators instead of overwriting them"),
+    Field("length", 16, "WS: rows streamed; OS: depth; at least 1"),
+    Field("repeat", 16, "tiles, at least 1"),
+    Field("last", 10, "of the last tile: WS valid reduction rows, OS rows written; 1 to R"),
+    Field("cols", 10, "valid columns, 1 to C: for the MAC counter alone"),
+    Field("act_base", 24, "first line of the streamed operand, units of R bytes"),
+    Field("act_stride", 16, "units from a beat to the next"),
+    Field("act_step", 24, "units from a tile to the next"),
+    Field("wgt_base", 24, "line 0 of the first tile in its bank, units of min(R, C) bytes"),
+    Field("wgt_stride", 16, "units from a line to the next"),
+    Field("wgt_step", 24, "units from a tile to the next"),
+    Field("acc_base", 17, "first accumulator row"),
+    Field("acc_step", 10, "rows from a tile to the next; 0: the tiles add up"),
+)
+
+#: Fields of POST that a POST descriptor holds as they are, in this order (rows: its low 16 bits).
+_POST_DIRECT = tuple(
+    Field("rows", 16, "ROWS: number of rows, at least 1") if f.name == "rows" else f
+    for f in POST
+    if f.name not in ("wait", "signal")
+)
+
+POST_DESCRIPTOR: tuple[Field, ...] = (
+    Field("kind", 4, "Kind.POST"),
+    Field("wait_exec", 1, "take a token that an EXEC gave with signal_post"),
+    Field("wait_store", 1, "take a token that a POST gave with signal_stream, before reading memory"),
+    Field("signal_exec", 1, "give the EXEC queue a token when done"),
+    Field("signal_load", 1, "give the LOAD queue a token when all its bytes are in memory"),
+    Field("signal_stream", 1, "give later POSTs a token when all its bytes are in memory"),
+    Field("in_width", 2, "bytes of an element read, as a power of two"),
+    Field("out_width", 2, "bytes of an element written, as a power of two"),
+    *_POST_DIRECT,
+    Field("in_address", 64, "address of the first row read, bytes"),
+    Field("in_stride", 32, "bytes from a row read to the next"),
+    Field("out_address", 64, "address of the first row written, bytes"),
+    Field("out_stride", 32, "bytes from a row written to the next"),
+)
+
+CONTROL: tuple[Field, ...] = (
+    Field("kind", 4, "Kind.CONTROL"),
+    Field("action", 4, "Action"),
+)
+
+DESCRIPTORS: dict[Kind, tuple[Field, ...]] = {
+    Kind.LOAD: LOAD,
+    Kind.EXEC: EXEC,
+    Kind.POST: POST_DESCRIPTOR,
+    Kind.CONTROL: CONTROL,
+}
 
 
 def width(table: tuple[Field, ...], name: str) -> int:
