@@ -1,6 +1,7 @@
-"""What hardware and software share, as tables: the Core's commands, streams and status bits.
+"""What hardware and software share, as tables: commands, descriptors, registers, status bits.
 
-The meaning of every field is here and in docs/core.md; positions and widths are nowhere else.
+The meaning of every field is here, in docs/core.md and docs/system.md; positions and widths are
+nowhere else.
 Imports neither amaranth nor numpy. Fields are packed least significant first.
 """
 
@@ -8,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+from .config import AcceleratorConfig
+
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STEP_WORD", "STICKY",
     "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
     "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
     "CONTROL", "DESCRIPTORS", "DESCRIPTOR_BYTES", "EXEC", "LOAD", "PROGRAM_MAX", "POST_DESCRIPTOR",
     "Action", "Buffer", "Fault", "Kind", "Layout",
+    "COUNTERS", "DEVICE_ID", "REGISTERS", "REGISTER_ADDRESS_BITS", "REGISTER_BITS",
+    "REGISTER_VERSION", "Register", "RegisterField", "existing_bits", "register_constants",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16
@@ -270,7 +275,9 @@ _POST_DIRECT = tuple(
 POST_DESCRIPTOR: tuple[Field, ...] = (
     Field("kind", 4, "Kind.POST"),
     Field("wait_exec", 1, "take a token that an EXEC gave with signal_post"),
-    Field("wait_store", 1, "take a token that a POST gave with signal_stream, before reading memory"),
+    Field(
+        "wait_store", 1, "take a token that a POST gave with signal_stream, before reading memory"
+    ),
     Field("signal_exec", 1, "give the EXEC queue a token when done"),
     Field("signal_load", 1, "give the LOAD queue a token when all its bytes are in memory"),
     Field("signal_stream", 1, "give later POSTs a token when all its bytes are in memory"),
@@ -294,6 +301,254 @@ DESCRIPTORS: dict[Kind, tuple[Field, ...]] = {
     Kind.POST: POST_DESCRIPTOR,
     Kind.CONTROL: CONTROL,
 }
+
+
+# Registers: the AXI4-Lite slave of the accelerator, one page of 32-bit words.
+
+REGISTER_BITS = 32
+#: Width of a byte address in the register page: 4 KiB.
+REGISTER_ADDRESS_BITS = 12
+
+#: What register ID reads: "SLOR".
+DEVICE_ID = 0x534C4F52
+#: Version of registers and descriptors, (major, minor): a greater major breaks old software.
+REGISTER_VERSION = (1, 0)
+
+
+@dataclass(frozen=True)
+class RegisterField(Field):
+    """A field of a register; with an access of its own where it differs from the register's."""
+
+    access: str = ""
+    reset: int = 0
+
+
+@dataclass(frozen=True)
+class Register:
+    """One 32-bit register.
+
+    Parameters
+    ----------
+    name : in capitals; the halves of a 64-bit quantity end in _LO and _HI
+    offset : bytes from the page's beginning
+    access : ro, rw, w1c (a written 1 clears the bit) or wo (reads 0)
+    fields : from bit 0 up
+    doc : meaning
+    locked : a write while busy is refused
+    quantity : of halves: the name without _LO and _HI, else empty
+    """
+
+    name: str
+    offset: int
+    access: str
+    fields: tuple[RegisterField, ...]
+    doc: str
+    locked: bool = False
+    quantity: str = ""
+
+    @property
+    def shift(self) -> int:
+        """Of a half: position of its bit 0 in the 64-bit quantity."""
+        return REGISTER_BITS if self.quantity and self.name.endswith("_HI") else 0
+
+    @property
+    def reset(self) -> int:
+        """The register's value after a reset, where it is not a constant of the configuration."""
+        return pack(self.fields, {f.name: f.reset for f in self.fields})
+
+
+def _pair(quantity: str, offset: int, access: str, doc: str) -> tuple[Register, Register]:
+    locked = access == "rw"
+    low, high = (
+        Register(
+            f"{quantity}_{half}",
+            offset + 4 * n,
+            access,
+            (RegisterField("value", REGISTER_BITS, f"bits {31 + 32 * n} to {32 * n}"),),
+            doc,
+            locked,
+            quantity,
+        )
+        for n, half in enumerate(("LO", "HI"))
+    )
+    return low, high
+
+
+def _word(name: str, offset: int, access: str, doc: str, reset: int = 0) -> Register:
+    field = RegisterField("value", REGISTER_BITS, "all bits", reset=reset)
+    return Register(name, offset, access, (field,), doc, locked=access == "rw")
+
+
+_COUNTER_BASE = 0x100
+#: 64-bit counters: what one counts, by name. All count from start, while busy.
+COUNTERS: dict[str, str] = {
+    "CYCLES": "clock cycles",
+    "ARRAY_BUSY": "cycles in which the array takes a beat of a streamed operand",
+    "STALL_LOAD": "cycles in which the array waits for operands",
+    "STALL_POST": "cycles in which the array waits for the post-processor",
+    "STALL_STORE": "cycles in which the post-processor waits for memory",
+    "BYTES_READ": "bytes read from memory, whole beats, the program's too",
+    "BYTES_WRITTEN": "bytes written to memory, those whose strobe is set",
+    "MACS": "multiplications of valid operands, one for each product of two elements",
+    "DESCRIPTORS": "descriptors accepted",
+}
+
+REGISTERS: dict[str, Register] = {
+    register.name: register
+    for register in (
+        _word("ID", 0x000, "ro", "the constant 0x534C4F52"),
+        Register(
+            "VERSION", 0x004, "ro",
+            (
+                RegisterField("minor", 16, "grows with compatible changes"),
+                RegisterField("major", 16, "grows with incompatible changes"),
+            ),
+            "version of registers and descriptors",
+        ),
+        Register(
+            "ARRAY", 0x008, "ro",
+            (
+                RegisterField("rows", 10, "rows R of the array"),
+                RegisterField("cols", 10, "columns C of the array"),
+                RegisterField("segments", 4, "load segments S"),
+                RegisterField("int16", 1, "int16 operands, 48-bit accumulators"),
+            ),
+            "configuration: array",
+        ),
+        Register(
+            "ACC", 0x00C, "ro",
+            (RegisterField("depth", 17, "rows D of the accumulator buffer, two banks"),),
+            "configuration: accumulator buffer",
+        ),
+        Register(
+            "BUS", 0x010, "ro",
+            (
+                RegisterField("bus_bits", 10, "data width of the memory bus, bits"),
+                RegisterField("address_bits", 7, "width of an address, bits"),
+                RegisterField("outstanding", 9, "bursts that an engine may have under way"),
+            ),
+            "configuration: memory bus",
+        ),
+        _word("ACT_BYTES", 0x014, "ro", "configuration: bytes of the activation buffer"),
+        _word("WGT_BYTES", 0x018, "ro", "configuration: bytes of the stationary buffer"),
+        _word("DIGEST", 0x01C, "ro", "configuration: first 32 bits (8 hex digits) of its digest"),
+        Register(
+            "CONTROL", 0x020, "wo",
+            (
+                RegisterField("start", 1, "run the program; refused while busy"),
+                RegisterField("abort", 1, "end the run with ABORTED; without effect when idle"),
+            ),
+            "commands",
+        ),
+        Register(
+            "STATUS", 0x024, "w1c",
+            (
+                RegisterField("busy", 1, "a program runs", access="ro"),
+                RegisterField("done", 1, "the run ended well; start clears it", access="ro"),
+                RegisterField("error", 1, "the run ended with ERROR; start clears it", access="ro"),
+                RegisterField("start_ignored", 1, "start was written while busy"),
+            ),
+            "state of the run",
+        ),
+        Register(
+            "ERROR", 0x028, "ro", (RegisterField("code", 4, "Fault"),),
+            "why the run ended; start clears it",
+        ),
+        Register(
+            "ERROR_INDEX", 0x02C, "ro",
+            (RegisterField("index", 18, "number of the descriptor, from 0"),),
+            "which descriptor has the fault; start clears it",
+        ),
+        Register(
+            "IRQ_STATUS", 0x030, "w1c",
+            (
+                RegisterField("done", 1, "a run ended well"),
+                RegisterField("error", 1, "a run ended with ERROR"),
+            ),
+            "pending interrupts; only a written 1 clears them",
+        ),
+        Register(
+            "IRQ_MASK", 0x034, "rw",
+            (
+                RegisterField("done", 1, "interrupt when IRQ_STATUS.done is set"),
+                RegisterField("error", 1, "interrupt when IRQ_STATUS.error is set"),
+            ),
+            "which pending interrupts raise `irq`; may be written while busy",
+        ),
+        *_pair("PROGRAM_ADDRESS", 0x040, "rw", "address of the first descriptor, bytes"),
+        _word("PROGRAM_LENGTH", 0x048, "rw", "descriptors of the program, 1 to 262143; else END"),
+        _word("RUNS", 0x04C, "rw", "how often start runs the program; 0 counts as 1", reset=1),
+        _word("RUNS_LEFT", 0x050, "ro", "runs of this start that have not ended yet"),
+        _word("WORD_BASE", 0x054, "rw", "seed + step * STEP_WORD, mod 2^32; CONTROL STEP advances"),
+        _word("STEP", 0x058, "rw", "number of the training step; CONTROL STEP advances it"),
+        Register(
+            "STICKY", 0x05C, "w1c",
+            tuple(RegisterField(name, 1, "numerics section 5") for name in STICKY),
+            "what has happened since the bit was cleared",
+        ),
+        *_pair("READ_BASE", 0x060, "rw", "first address of the read window"),
+        *_pair("READ_LIMIT", 0x068, "rw", "first address after the read window"),
+        *_pair("WRITE_BASE", 0x070, "rw", "first address of the write window"),
+        *_pair("WRITE_LIMIT", 0x078, "rw", "first address after the write window"),
+        Register(
+            "LIMIT_TOP", 0x080, "rw",
+            (
+                RegisterField("read", 1, "bit 64 of READ_LIMIT"),
+                RegisterField("write", 1, "bit 64 of WRITE_LIMIT"),
+            ),
+            "limits that are 2^64; these bits exist if address_bits is 64",
+            locked=True,
+        ),
+        *(
+            half
+            for n, (name, doc) in enumerate(COUNTERS.items())
+            for half in _pair(
+                name, _COUNTER_BASE + 8 * n, "ro", f"counter: {doc}; reading _LO latches _HI"
+            )
+        ),
+    )
+}  # fmt: skip
+
+#: Quantities that have one bit more than an address.
+_LIMITS = ("READ_LIMIT", "WRITE_LIMIT")
+
+
+def existing_bits(register: Register, config: AcceleratorConfig) -> int:
+    """The bits that exist in a configuration, as a mask; all others read 0.
+
+    A write to a `rw` register that sets a bit which does not exist is refused.
+    """
+    if register.name == "LIMIT_TOP" and config.address_bits < 64:
+        return 0
+    bits = sum(field.width for field in register.fields)
+    if register.quantity and register.access == "rw":
+        address_bits = config.address_bits + (register.quantity in _LIMITS)
+        bits = max(0, min(bits, address_bits - register.shift))
+    return (1 << bits) - 1
+
+
+def register_constants(config: AcceleratorConfig) -> dict[str, int]:
+    """The values of the registers that are constants of a configuration, by name."""
+    values: dict[str, dict[str, int]] = {
+        "ID": {"value": DEVICE_ID},
+        "VERSION": dict(zip(("major", "minor"), REGISTER_VERSION, strict=True)),
+        "ARRAY": {
+            "rows": config.rows,
+            "cols": config.cols,
+            "segments": config.segments,
+            "int16": int(config.int16),
+        },
+        "ACC": {"depth": config.acc_depth},
+        "BUS": {
+            "bus_bits": config.bus_bits,
+            "address_bits": config.address_bits,
+            "outstanding": config.outstanding,
+        },
+        "ACT_BYTES": {"value": config.act_bytes},
+        "WGT_BYTES": {"value": config.wgt_bytes},
+        "DIGEST": {"value": int(config.digest[:8], 16)},
+    }
+    return {name: pack(REGISTERS[name].fields, fields) for name, fields in values.items()}
 
 
 def width(table: tuple[Field, ...], name: str) -> int:
