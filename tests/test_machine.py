@@ -318,7 +318,6 @@ def test_a_tile_does_not_survive_an_output_stationary_command():
             {"mode": Mode.INT8},
             "add, bias, write, emit, negate, limit, status are of RAW and ACC only",
         ),
-        ({"opcode": 11}, "opcode 11: unknown"),
     ],
 )
 def test_broken_post_commands(fields, message):
@@ -398,3 +397,58 @@ def test_status_bits_are_in_the_order_of_the_contract():
         machine.post(opcode=Opcode.SCALE_SET, dst=dst, imm=1 << 15 | e << 16)
     machine.post(opcode=Opcode.SCALE_MUL, dst=2, src_a=0, src_b=1)
     assert run_sync(machine.flush()).sticky == 1 << STICKY.index("scale_range")
+
+
+def test_scales_and_maxima_through_memory():
+    """SCALE_LOAD takes lanes 0 and 1, a mantissa below 2^15 is zero; AMAX_LOAD is unsigned."""
+    machine = Machine(INT8)
+    beat = np.full((1, INT8.cols), -1, np.int64)
+    loads = [(0x8001, -512), (0xFFFF, 511), (0x7FFF, 3), (-1, -1), (0x18000, 1 << 10)]
+    for dst, (m, e) in enumerate(loads):
+        beat[0, :2] = m, e
+        machine.post(beat.copy(), opcode=Opcode.SCALE_LOAD, dst=dst)
+    machine.post(opcode=Opcode.SCALE_SET, dst=5, imm=0x7FFF | 7 << 16)
+    for src in range(6):
+        machine.post(opcode=Opcode.SCALE_READ, src_a=src)
+    beat[0, 0] = -1
+    machine.post(beat, opcode=Opcode.AMAX_LOAD, dst=7)
+    machine.post(opcode=Opcode.AMAX_READ, src_a=7)
+    info = run_sync(machine.flush()).info
+    assert [(word["m"], word["e"]) for word in info[:6]] == [
+        (0x8001, -512), (0xFFFF, 511), (0, 0), (0xFFFF, -1), (0x8000, 0), (0, 0)
+    ]  # fmt: skip
+    assert info[6]["amax"] == (1 << 32) - 1
+
+
+def test_select_falls_back_and_delayed_rests():
+    machine = Machine(TINY)
+    values = np.full((1, 4), 1000, np.int64)
+    quantize = {"opcode": Opcode.ROWS, "source": Source.STREAM, "rows": 1, "cols": 4}
+    quantize |= {"mode": Mode.INT8, "delayed": 1}
+    machine.post(opcode=Opcode.SCALE_SET, dst=0, imm=1 << 15)
+    machine.post(opcode=Opcode.AMAX_SET, dst=1, imm=0)
+    machine.post(opcode=Opcode.AMAX_SET, dst=2, imm=77)
+    for first, second in ((1, 2), (2, 1)):
+        machine.post(opcode=Opcode.AMAX_SELECT, dst=3, src_a=first, src_b=second)
+        machine.post(values, **quantize)
+        machine.post(opcode=Opcode.AMAX_READ, src_a=3)
+        machine.post(opcode=Opcode.STICKY_READ)
+    info = [word["amax"] for word in run_sync(machine.flush()).info]
+    assert info == [77, 0, 77, 1 << STICKY.index("clip_delayed")]
+
+
+def test_sticky_bits_through_memory():
+    machine = Machine(TINY)
+    beat = np.array([[0b10101 | 1 << 20, 0, 0, 0]], np.int64)
+    machine.post(beat, opcode=Opcode.STICKY_LOAD)
+    machine.post(opcode=Opcode.STICKY_READ)
+    outputs = run_sync(machine.flush())
+    assert outputs.info[0]["amax"] == outputs.sticky == 0b10101
+
+
+def test_without_strict_undefined_programs_run():
+    machine = Machine(TINY, strict=False)
+    tile(machine, load=0, accumulate=1)
+    rows(machine, src_base=9)
+    tile(machine)
+    assert run_sync(machine.flush()).acc_out.shape == (1, 4)

@@ -29,6 +29,7 @@ from systolora.contract import (
     Source,
     Status,
     unpack,
+    width,
 )
 from systolora_sim import numerics as nx
 from systolora_sim.numerics import Scale
@@ -81,6 +82,9 @@ class Machine(CoreDevice):
     order : "tile_first" or "post_first"
         Which queue runs as far as its tokens allow before the other one gets a turn. A correct
         program gives the same results in both orders.
+    strict : bool
+        Whether to refuse what the hardware does not detect: rows never written, no stationary tile,
+        orders that no token guarantees. Without it such programs run, with undefined values.
 
     Raises
     ------
@@ -88,9 +92,12 @@ class Machine(CoreDevice):
         From `flush`, on a program that breaks the contract.
     """
 
-    def __init__(self, config: AcceleratorConfig, order: Order = "tile_first") -> None:
+    def __init__(
+        self, config: AcceleratorConfig, order: Order = "tile_first", *, strict: bool = True
+    ) -> None:
         super().__init__(config)
         self.order: Order = order
+        self.strict = strict
         depth, bits = config.acc_depth, config.acc_bits
         self.acc = np.full((depth, config.cols), _wrap(np.int64(POISON), bits), np.int64)
         self.stationary: NDArray[np.int64] | None = None
@@ -99,6 +106,8 @@ class Machine(CoreDevice):
         self.lanes = np.zeros(config.cols, np.int64)
         self.bias = np.zeros(config.cols, np.int64)
         self.sticky: set[str] = set()
+        #: The last AMAX_SELECT found no record, so that clipping is no error of a delayed tensor.
+        self.fallback = False
         # For the proof of order: per accumulator row the last command of each queue that used it.
         self._written = np.zeros(depth, bool)
         self._last_tile = np.zeros(depth, np.int64)
@@ -129,15 +138,28 @@ class Machine(CoreDevice):
                 )
         # Idle: whoever queues next has seen everything finish.
         self._known_posts, self._known_tiles = self._posts_done, self._tiles_done
+        return self._outputs()
+
+    def execute_post(self, command: PostCommand) -> Outputs:
+        """Executes one post command now, past the queues; its token bits are ignored."""
+        self._posts_done += 1
+        self._post(command)
+        return self._outputs()
+
+    def _outputs(self) -> Outputs:
+        """What has left since the last call."""
         outputs = Outputs(
             result=_stack(self._result, self.config.cols),
             acc_out=_stack(self._acc_out, self.config.cols),
             info=self._info,
             cycles=None,
-            sticky=sum(1 << STICKY.index(name) for name in self.sticky),
+            sticky=self._sticky_bits(),
         )
         self._result, self._acc_out, self._info = [], [], []
         return outputs
+
+    def _sticky_bits(self) -> int:
+        return sum(1 << STICKY.index(name) for name in self.sticky)
 
     # Tile queue -------------------------------------------------------------------------------
 
@@ -177,7 +199,9 @@ class Machine(CoreDevice):
             if f.get("load", 0):
                 self.stationary = _signed(self._loaded(command).astype(np.uint8), wgt_low)
             if self.stationary is None:
-                raise MachineError("WS without load, but the command before left no tile")
+                if self.strict:
+                    raise MachineError("WS without load, but the command before left no tile")
+                self.stationary = np.zeros((config.rows, config.cols), np.int64)
             sums = _product(act, self.stationary)
         base, count = f.get("acc_base", 0), sums.shape[0]
         where = self._bank("tile", base, count)
@@ -206,6 +230,8 @@ class Machine(CoreDevice):
         return tile
 
     def _order_tile(self, where: slice, accumulate: int) -> None:
+        if not self.strict:
+            return
         late = self._last_post[where] > self._known_posts
         if late.any():
             row = where.start + int(np.argmax(late))
@@ -252,7 +278,7 @@ class Machine(CoreDevice):
         elif opcode == Opcode.AMAX_READ:
             self._info.append({"amax": self.amax[a], "m": 0, "e": 0})
         elif opcode == Opcode.SCALE_SET:
-            self.scales[dst] = Scale(**unpack(SCALE, imm)).check()
+            self.scales[dst] = _scale(imm)
         elif opcode == Opcode.SCALE_MUL:
             self.scales[dst] = nx.mul(self.scales[a], self.scales[b], self.sticky)
         elif opcode == Opcode.SCALE_DIV:
@@ -262,8 +288,20 @@ class Machine(CoreDevice):
         elif opcode == Opcode.SCALE_READ:
             scale = self.scales[a]
             self._info.append({"amax": 0, "m": scale.m, "e": scale.e})
-        elif opcode != Opcode.NOP:
-            raise MachineError(f"opcode {opcode}: unknown")
+        elif opcode == Opcode.SCALE_LOAD:
+            m, e = (int(lane) for lane in command.acc_in[0, :2])
+            bits = width(SCALE, "m")
+            self.scales[dst] = _scale(m & ((1 << bits) - 1) | e << bits)
+        elif opcode == Opcode.AMAX_LOAD:
+            self.amax[dst] = int(command.acc_in[0, 0]) & ((1 << self.config.acc_bits) - 1)
+        elif opcode == Opcode.AMAX_SELECT:
+            self.fallback = self.amax[a] == 0
+            self.amax[dst] = self.amax[b] if self.fallback else self.amax[a]
+        elif opcode == Opcode.STICKY_LOAD:
+            bits = int(command.acc_in[0, 0])
+            self.sticky = {name for n, name in enumerate(STICKY) if bits >> n & 1}
+        elif opcode == Opcode.STICKY_READ:
+            self._info.append({"amax": self._sticky_bits(), "m": 0, "e": 0})
 
     def _rows(self, command: PostCommand) -> None:
         config, f = self.config, command.fields
@@ -305,7 +343,7 @@ class Machine(CoreDevice):
             limit = nx.qmax(8 if mode == Mode.INT8 else 16)
             words = self._words(f, rows, cols) if f.get("stochastic", 0) else None
             q, clipped = nx.rescale(x, self.scales[f.get("src_a", 0)], -limit, limit, words)
-            if clipped and f.get("delayed", 0):
+            if clipped and f.get("delayed", 0) and not self.fallback:
                 self.sticky.add("clip_delayed")
             self._result.append(self._padded(q))
         else:
@@ -364,6 +402,8 @@ class Machine(CoreDevice):
         return wide
 
     def _order_post(self, where: slice, *, reading: bool) -> None:
+        if not self.strict:
+            return
         late = self._last_tile[where] > self._known_tiles
         if late.any():
             row = where.start + int(np.argmax(late))
@@ -396,6 +436,12 @@ def _product(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 def _signed(planes: NDArray[np.uint8], low: int) -> NDArray[np.int64]:
     """Bytes as integers: unsigned where they are low planes, else signed."""
     return planes.astype(np.int64) if low else planes.view(np.int8).astype(np.int64)
+
+
+def _scale(word: int) -> Scale:
+    """A SCALE word's low bits as a Scale; a mantissa below 2^15 makes it zero."""
+    fields = unpack(SCALE, word)
+    return Scale(**fields) if fields["m"] >= nx.M_MIN else nx.ZERO
 
 
 def _wrap(values: NDArray[np.int64] | np.int64, bits: int) -> NDArray[np.int64]:

@@ -91,9 +91,9 @@ def post_beats(fields: dict[str, int]) -> dict[str, int]:
     """Beats that a post command takes from `acc_in` and sends on each output."""
     beats: dict[str, int] = dict.fromkeys(("acc_in", "acc_out", "result", "info"), 0)
     opcode = fields.get("opcode", Opcode.NOP)
-    if opcode == Opcode.BIAS:
+    if opcode in (Opcode.BIAS, Opcode.SCALE_LOAD, Opcode.AMAX_LOAD, Opcode.STICKY_LOAD):
         beats["acc_in"] = 1
-    elif opcode in (Opcode.AMAX_READ, Opcode.SCALE_READ):
+    elif opcode in (Opcode.AMAX_READ, Opcode.SCALE_READ, Opcode.STICKY_READ):
         beats["info"] = 1
     elif opcode == Opcode.ROWS:
         rows = fields["rows"]

@@ -65,17 +65,18 @@ class _Programmer:
         if opcode == Opcode.ROWS:
             fields |= self._row_operation(banks)
         registers = AMAX_REGISTERS if opcode in (
-            Opcode.AMAX_SET, Opcode.AMAX_READ, Opcode.SCALE_AMAX, Opcode.COLLECT
+            Opcode.AMAX_SET, Opcode.AMAX_READ, Opcode.AMAX_LOAD, Opcode.AMAX_SELECT,
+            Opcode.SCALE_AMAX, Opcode.COLLECT,
         ) else SCALE_REGISTERS  # fmt: skip
         fields.setdefault("src_a", self.choose(0, registers - 1))
-        fields["src_b"] = self.choose(0, SCALE_REGISTERS - 1)
+        fields["src_b"] = self.choose(0, registers - 1)
         fields["dst"] = self.choose(0, registers - 1)
         if opcode == Opcode.SCALE_AMAX:
             fields["dst"] = self.choose(0, SCALE_REGISTERS - 1)
         if opcode == Opcode.AMAX_SET:
             fields["imm"] = self.choose(0, (1 << self.choose(0, 48)) - 1)
         if opcode == Opcode.SCALE_SET:
-            fields["imm"] = self.scale(wide=True)
+            fields["imm"] = self.scale(wide=True) if self.choose(0, 7) else self.choose(0, 1 << 26)
         beats = post_beats(fields)["acc_in"]
         self.device.post(self.values(beats) if beats else None, **fields)
 
