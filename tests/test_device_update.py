@@ -356,7 +356,7 @@ def training_state(kind: str, seed: int, *, bits: dict[str, int] | None = None) 
             fields = {"bias": True, "want_dx": True}
         layer = random_layer(seed + index, *shape, bits=bits, **fields)
         masters = []
-        for offset, tensor in enumerate((layer.lora_A, layer.lora_B)):
+        for offset, tensor in enumerate(map(layer.operand, ("lora_A", "lora_B"))):
             w = rng.integers(-4000, 4000, tensor.shape).astype(np.int16)
             masters.append(new_master(w, Scale(40000, -15), 2 * index + offset, v_scale))
         layers[name] = LayerState(layer=layer, a=masters[0], b=masters[1])

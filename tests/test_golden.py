@@ -20,7 +20,7 @@ from systolora_sim.golden import (
     update,
     working_copy,
 )
-from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError, LayerResult
+from systolora_sim.layer import ADAPTERS, INPUTS, OUTPUTS, Layer, LayerError, LayerResult
 from systolora_sim.numerics import ONE, ZERO, Scale
 
 SEED = 4711
@@ -144,9 +144,8 @@ def reference_layer(layer: Layer) -> tuple[dict[str, list], dict[str, tuple], di
                 for i, row in enumerate(acc)
             ]
         record = layer.amax.get(name, 0) if name in layer.delayed else 0
-        bits = (
-            layer.bits.get(name) or 8 * (layer.x if name in ("H", "Y") else layer.dy).dtype.itemsize
-        )
+        followed = layer.operand("x" if name in ("H", "Y") else "dy")
+        bits = layer.bits.get(name) or 8 * followed.dtype.itemsize
         out, s, new_record, clipped = ref.quantized(acc, scale, bits, record, words)
         if name in layer.delayed:
             records[name] = new_record
@@ -376,6 +375,116 @@ def test_most_negative_operands():
         check_against_reference(layer)
 
 
+# Frozen layers ---------------------------------------------------------------------------------
+
+
+def frozen(layer: Layer, **fields: Any) -> Layer:
+    """The layer without its adapter."""
+    scales = {n: s for n, s in layer.scales.items() if n not in ADAPTERS}
+    return replace(layer, lora_A=None, lora_B=None, gain=None, scales=scales, **fields)
+
+
+@pytest.mark.parametrize("widths", [8, 16, {"x": 8, "weight": 16, "dy": 8}])
+@pytest.mark.parametrize("modes", range(4))
+def test_frozen_layer_is_a_layer_whose_gain_is_zero(widths, modes):
+    """All modes of Y and dX: the same bits as with the adapter switched off."""
+    full = dict.fromkeys(INPUTS, 8) | widths if isinstance(widths, dict) else widths
+    chosen = frozenset(name for i, name in enumerate(("Y", "dX")) if modes >> i & 1)
+    layer = quantized_layer(
+        gaussian(5, 7, 6, 2),
+        full,
+        gain=0.0,
+        want_dx=True,
+        bias=np.arange(-900, 900, 300).astype(np.int32),
+        bits={"dX": 16} if modes == 3 else {},
+        delayed=chosen,
+        stochastic=frozenset({"Y", "dX"}) - chosen if modes % 2 else chosen,
+        amax=dict.fromkeys(chosen, 7000),
+        seed=-9,
+        step=2,
+        index=1,
+    )
+    with_adapter, alone = check_frozen(layer)
+    assert alone.tensors["dX"].dtype == with_adapter.tensors["dX"].dtype
+    # With the gain 0, S_dh is 0 too, so that dX loses its low-rank term as well.
+    for name in ("Y", "Y_acc", "dX"):
+        assert np.array_equal(alone.tensors[name], with_adapter.tensors[name])
+        assert alone.scales[name] == with_adapter.scales[name]
+    assert set(alone.tensors) == set(alone.scales) == {"Y", "Y_acc", "dX"}
+    assert alone.amax == with_adapter.amax
+
+
+def check_frozen(layer: Layer) -> tuple[LayerResult, LayerResult]:
+    """(with the adapter, without); both have the same sticky bits."""
+    with_adapter, alone = run_layer(layer), run_layer(frozen(layer))
+    assert with_adapter.sticky == alone.sticky
+    return with_adapter, alone
+
+
+def test_frozen_layer_without_dx_needs_no_dy():
+    layer = frozen(quantized_layer(gaussian(5, 7, 6, 2)))
+    assert layer.is_frozen and layer.rank == 0
+    assert layer.present == ("x", "weight", "dy") and layer.results == ("Y",)
+    result = run_layer(layer)
+    assert set(result.tensors) == {"Y", "Y_acc"}
+    scales = {name: layer.scales[name] for name in ("x", "weight")}
+    bare = replace(layer, dy=None, scales=scales)
+    assert bare.present == ("x", "weight")
+    again = run_layer(bare)
+    assert all(np.array_equal(again.tensors[n], tensor) for n, tensor in result.tensors.items())
+    with pytest.raises(KeyError, match="dy"):
+        bare.operand("dy")
+
+
+def test_bias_of_a_frozen_layer_saturates():
+    layer = quantized_layer(gaussian(4, 6, 5, 2), gain=0.0)
+    edge = np.full(5, (1 << 31) - 1, np.int32)
+    _, alone = check_frozen(replace(layer, bias=edge))
+    assert alone.sticky == {"acc_sat"}
+    assert alone.tensors["Y_acc"].max() == (1 << 31) - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_A": None}, "lora_A: missing tensor: lora_B is there"),
+        ({"lora_B": None}, "lora_B: missing tensor: lora_A is there"),
+        ({"gain": None}, "gain: missing: must be there with lora_A and lora_B"),
+        ({"dy": None}, "dy: missing tensor: must be there with lora_A and lora_B"),
+        (
+            {"lora_A": None, "lora_B": None},
+            "gain: must not be there without lora_A and lora_B",
+        ),
+        (
+            {"lora_A": None, "lora_B": None, "gain": None},
+            "scales: must be those of x, weight, dy",
+        ),
+    ],
+)
+def test_halves_of_an_adapter_are_refused(change, message):
+    layer = quantized_layer(gaussian(4, 6, 5, 2))
+    with pytest.raises(LayerError) as caught:
+        replace(layer, **change)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dy": None, "want_dx": True}, "dy: missing tensor: must be there with want_dx = 1"),
+        ({"delayed": frozenset({"H"})}, "delayed: names H: needs lora_A and lora_B"),
+        ({"stochastic": frozenset({"dH"})}, "stochastic: names dH: needs lora_A and lora_B"),
+        ({"bits": {"H": 8}}, "bits: names H: needs lora_A and lora_B"),
+        ({"bits": {"dX": 8}}, "bits: names dX: needs want_dx = 1"),
+    ],
+)
+def test_what_a_frozen_layer_has_not_is_refused(change, message):
+    layer = frozen(quantized_layer(gaussian(4, 6, 5, 2)))
+    with pytest.raises(LayerError) as caught:
+        replace(layer, **change)
+    assert str(caught.value) == message
+
+
 # Products and the schedule --------------------------------------------------------------------
 
 
@@ -427,7 +536,7 @@ def test_schedule_invariance(tile, widths):
             x, w = layer.x[row : row + rows, k : k + depth], layer.weight[col : col + cols]
             main += exact_product(x, w[:, k : k + depth].T)
         low_rank = exact_product(
-            whole.tensors["H"][row : row + rows], layer.lora_B[col : col + cols].T
+            whole.tensors["H"][row : row + rows], layer.operand("lora_B")[col : col + cols].T
         )
         extra, _ = numerics.rescale(low_rank, ratio, *numerics.int_range(bits))
         acc[here], _ = numerics.add_sat(main, extra, bits=bits)

@@ -72,7 +72,9 @@ def raw(path: Path, entries: dict[str, tuple[str, list[int], bytes]]) -> Path:
 
 
 def same(a: Layer, b: Layer) -> bool:
-    arrays = [*SHAPES, *(["bias"] if a.bias is not None else [])]
+    if a.present != b.present:
+        return False
+    arrays = [*a.present, *(["bias"] if a.bias is not None else [])]
     rest = [name for name in a.__dataclass_fields__ if name not in (*SHAPES, "bias", "name")]
     return all(
         getattr(a, name).dtype == getattr(b, name).dtype
@@ -187,6 +189,32 @@ def test_zeros_load(tmp_path):
     for name in ("lora_A", "lora_B", "gain"):
         tensors[f"{name}.scale"] = np.zeros(2, np.int32)
     assert load_layer(saved(tmp_path / "b", tensors)).scales["lora_B"] == ZERO
+
+
+def frozen_file(tensors: Tensors) -> Tensors:
+    """The file without everything of an adapter."""
+    return {n: t for n, t in tensors.items() if n.split(".")[0] not in ("lora_A", "lora_B", "gain")}
+
+
+def test_frozen_layers_load(tmp_path):
+    for tensors in (integer_file(), float_file(), integer_file(np.int16)):
+        whole = load_layer(saved(tmp_path / "whole", tensors, {"want_dx": "1"}))
+        tensors = frozen_file(tensors)
+        layer = load_layer(saved(tmp_path / "a", tensors, {"want_dx": "1"}))
+        assert layer.is_frozen and layer.gain is None and layer.rank == 0
+        for name in ("x", "weight", "dy"):
+            assert np.array_equal(layer.operand(name), whole.operand(name))
+            assert layer.scales[name] == whole.scales[name]
+        write_layer(tmp_path / "again", layer)
+        assert same(load_layer(tmp_path / "again"), layer)
+        del tensors["dy"]
+        tensors.pop("dy.scale", None)
+        layer = load_layer(saved(tmp_path / "b", tensors))
+        assert layer.dy is None and set(layer.scales) == {"x", "weight"}
+        write_layer(tmp_path / "again", layer)
+        assert same(load_layer(tmp_path / "again"), layer)
+        write_result(tmp_path / "out", run_layer(layer))
+        assert set(load_file(tmp_path / "out")) == {"Y", "Y.scale", "Y_acc", "Y_acc.scale"}
 
 
 # Refusing -------------------------------------------------------------------------------------
@@ -358,6 +386,41 @@ def reals(values: list[float]) -> np.ndarray:
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, change, message):
     tensors, metadata = integer_file(), {}
+    change(tensors, metadata)
+    path = saved(tmp_path / "bad.safetensors", tensors, metadata)
+    with pytest.raises(LayerFileError) as caught:
+        load_layer(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("gain", reals([1])), "gain: must not be there without lora_A and lora_B"),
+        (put("gain.scale", ints([32768, 0])), "gain.scale: must not be there without lora_A and "
+         "lora_B"),
+        (put("lora_B.scale", ints([32768, 0])), "lora_B.scale: must not be there without lora_A "
+         "and lora_B"),
+        (put("H.amax", np.zeros(1, np.int64)), "H.amax: must not be there without lora_A and "
+         "lora_B"),
+        (say("bits.lora_A", "8"), "metadata bits.lora_A: there is no lora_A"),
+        (both(drop("dy"), drop("dy.scale"), say("bits.dy", "8")), "metadata bits.dy: there is no "
+         "dy"),
+        (both(drop("dy"), drop("dy.scale"), say("want_dx", "1")), "dy: missing tensor: must be "
+         "there with want_dx = 1"),
+        (drop("dy"), "dy: missing tensor"),
+        (drop("dy.scale"), "dy.scale: missing tensor"),
+        (say("delayed", "H"), "delayed: names H: needs lora_A and lora_B"),
+        (put("dy.scale", ints([0, 0])), "dy.scale: the scale of dy must not be zero"),
+        (put("lora_A", np.zeros((R, D), np.int8)), "lora_A.scale: missing tensor"),
+        (
+            both(put("lora_A", np.zeros((R, D), f32))),
+            "lora_B: missing tensor",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_frozen_files_are_refused_in_one_line(tmp_path, change, message):
+    tensors, metadata = frozen_file(integer_file()), {}
     change(tensors, metadata)
     path = saved(tmp_path / "bad.safetensors", tensors, metadata)
     with pytest.raises(LayerFileError) as caught:
@@ -568,7 +631,7 @@ def test_shipped_example_is_a_real_shape_with_realistic_spread():
     assert same(layer, sd15_layer())
     assert (layer.batch, layer.inputs, layer.outputs, layer.rank) == (77, 768, 320, 4)
     assert layer.want_dx
-    assert layer.lora_B.any()
+    assert layer.operand("lora_B").any()
     assert EXAMPLE.stat().st_size < 1 << 20
     for name in ("x", "weight"):
         values = getattr(layer, name).astype(np.float64)

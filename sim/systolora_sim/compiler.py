@@ -535,16 +535,17 @@ def product_records(layer: Layer) -> list[ProductRecord]:
         m, k, n = (axes[axis] for axis in (shape.m, shape.k, shape.n))
         passes = _passes(layer, shape.streamed, shape.stationary)
         macs = m * k * n * passes
-        if shape.low_rank is not None:
-            macs += m * layer.rank * n * _passes(layer, *shape.low_rank)
+        low_rank = None if layer.is_frozen else shape.low_rank
+        if low_rank is not None:
+            macs += m * layer.rank * n * _passes(layer, *low_rank)
         records.append(
             ProductRecord(
                 name=name,
-                formula=shape.formula,
+                formula=shape.formula.partition(" + ")[0] if layer.is_frozen else shape.formula,
                 m=m,
                 k=k,
                 n=n,
-                dataflow="WS" if shape.low_rank is None else "WS+OS",
+                dataflow="WS" if low_rank is None else "WS+OS",
                 edge=shape.edge.name.lower(),
                 passes=passes,
                 macs=macs,
@@ -554,7 +555,8 @@ def product_records(layer: Layer) -> list[ProductRecord]:
 
 
 def _names(layer: Layer) -> list[str]:
-    return [name for name in _SHAPES if name != "dX" or layer.want_dx]
+    sums = () if layer.is_frozen else ("dA", "dB")
+    return [name for name in _SHAPES if name in (*layer.results, *sums)]
 
 
 def _passes(layer: Layer, a: str, b: str) -> int:
@@ -569,7 +571,7 @@ def act_beats(layer: Layer, config: AcceleratorConfig) -> int:
         columns = ceil_div(record.n, config.cols)
         beats += ceil_div(record.k, config.rows) * columns * record.m * record.passes
         term = _SHAPES[record.name].low_rank
-        if term is not None:
+        if term is not None and not layer.is_frozen:
             tiles = ceil_div(record.m, config.rows) * columns
             beats += tiles * layer.rank * _passes(layer, *term)
     return beats
@@ -578,14 +580,13 @@ def act_beats(layer: Layer, config: AcceleratorConfig) -> int:
 def check_layer(layer: Layer, config: AcceleratorConfig) -> None:
     """Raises CompileError where the configuration or numerics section 9 forbids the layer."""
     n, d = layer.x.shape
-    k, r = layer.lora_B.shape
-    for name, length in (("N", n), ("d", d), ("k", k), ("r", r)):
+    for name, length in (("N", n), ("d", d), ("k", layer.outputs), ("r", layer.rank)):
         if length >= nx.K_LIMIT:
             raise CompileError(f"{name} = {length}: a reduction must be below {nx.K_LIMIT}")
     if config.int16:
         return
-    for name in ("x", "weight", "lora_A", "lora_B", "dy"):
-        if getattr(layer, name).dtype != np.int8:
+    for name in layer.present:
+        if layer.operand(name).dtype != np.int8:
             raise CompileError(f"{name} is int16: the configuration was generated without int16")
     for name in _names(layer):
         if name not in ("dA", "dB") and layer.bits_of(name) != 8:
@@ -606,14 +607,15 @@ class _Layer:
 
     def set_scales(self) -> None:
         """The file's scales into their registers: all that software knows of scales."""
-        scales = self.layer.scales
+        scales, gain = self.layer.scales, self.layer.gain
+        assert gain is not None
         for reg, scale in (
             (Reg.X, scales["x"]),
             (Reg.WEIGHT, scales["weight"]),
             (Reg.LORA_A, scales["lora_A"]),
             (Reg.LORA_B, scales["lora_B"]),
             (Reg.DY, scales["dy"]),
-            (Reg.GAIN, self.layer.gain),
+            (Reg.GAIN, gain),
         ):
             self.device.post(opcode=Opcode.SCALE_SET, dst=reg, imm=scale_imm(scale))
 
@@ -645,8 +647,9 @@ class _Layer:
 
     async def run(self) -> LayerResult:
         layer = self.layer
-        x, w, a, dy = layer.x, layer.weight, layer.lora_A, layer.dy
-        b_t = np.ascontiguousarray(layer.lora_B.T)
+        x, w = layer.x, layer.weight
+        a, dy = layer.operand("lora_A"), layer.operand("dy")
+        b_t = np.ascontiguousarray(layer.operand("lora_B").T)
         mul, div = Opcode.SCALE_MUL, Opcode.SCALE_DIV
         tensors: dict[str, Array] = {}
         scales: dict[str, Scale] = {}

@@ -1,4 +1,4 @@
-"""The golden model: what a LoRA layer and its update compute, to the bit.
+"""The golden model: what a LoRA layer, a frozen layer and an update compute, to the bit.
 
 Sums are exact integers, every rounding is in `numerics`; nothing here depends on how the
 accelerator tiles or orders the work. Tensors are in the ecosystem's layout: x [N,d], weight [k,d],
@@ -105,6 +105,17 @@ class _Run:
             self.sticky.add("acc_sat")
         return acc
 
+    def add_bias(
+        self, main: NDArray[np.int64], bias: NDArray[np.int32] | None, bits: int
+    ) -> NDArray[np.int64]:
+        """The main product plus a bias [k]: one addition that saturates."""
+        if bias is None:
+            return main
+        acc, saturated = numerics.add_sat(main, bias, bits=bits)
+        if saturated:
+            self.sticky.add("acc_sat")
+        return acc
+
 
 def _stored(acc: NDArray[np.int64], bits: int) -> NDArray[Any]:
     """Accumulators as files hold them: int32, or int64 for 48 bits."""
@@ -115,14 +126,19 @@ def run_layer(layer: Layer) -> LayerResult:
     """A LoRA layer's training step up to its gradients (numerics section 5).
 
     Returns H, Y, dH, (dX) quantized, Y_acc, dA, dB as accumulators, each with its Scale, the
-    delayed tensors' records and the sticky bits.
+    delayed tensors' records and the sticky bits. A frozen layer gives Y, Y_acc and (dX): the same
+    products without their low-rank terms.
     """
+    if layer.is_frozen:
+        return _run_frozen(layer)
     run = _Run(layer)
-    x, w, a, b, dy = layer.x, layer.weight, layer.lora_A, layer.lora_B, layer.dy
+    x, w = layer.x, layer.weight
+    a, b, dy = (layer.operand(name) for name in ("lora_A", "lora_B", "dy"))
     s_x, s_w, s_a, s_b, s_dy = (
         layer.scales[name] for name in ("x", "weight", "lora_A", "lora_B", "dy")
     )
     g = layer.gain
+    assert g is not None  # Layer has checked it
 
     # Forward, steps 1 to 3.
     h = run.quantize("H", exact_product(x, a.T), run.mul(s_x, s_a))
@@ -161,6 +177,22 @@ def run_layer(layer: Layer) -> LayerResult:
         dx_bits = layer.acc_bits("dy", "weight")
         dx_acc = run.join(exact_product(dy, w), exact_product(dh.q, a), ratio, dx_bits)
         dx = run.quantize("dX", dx_acc, s_dx)
+        tensors["dX"], scales["dX"] = dx.q, dx.scale
+    return LayerResult(tensors=tensors, scales=scales, amax=run.amax, sticky=run.sticky)
+
+
+def _run_frozen(layer: Layer) -> LayerResult:
+    """Y, and dX where asked for, of a layer without an adapter."""
+    run = _Run(layer)
+    s_y = run.mul(layer.scales["x"], layer.scales["weight"])
+    bits = layer.acc_bits("x", "weight")
+    y_acc = run.add_bias(exact_product(layer.x, layer.weight.T), layer.bias, bits)
+    y = run.quantize("Y", y_acc, s_y)
+    tensors: dict[str, NDArray[Any]] = {"Y": y.q, "Y_acc": _stored(y_acc, bits)}
+    scales = {"Y": y.scale, "Y_acc": s_y}
+    if layer.want_dx:
+        s_dx = run.mul(layer.scales["dy"], layer.scales["weight"])
+        dx = run.quantize("dX", exact_product(layer.operand("dy"), layer.weight), s_dx)
         tensors["dX"], scales["dX"] = dx.q, dx.scale
     return LayerResult(tensors=tensors, scales=scales, amax=run.amax, sticky=run.sticky)
 

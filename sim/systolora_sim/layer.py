@@ -1,7 +1,8 @@
 """One LoRA layer in memory, checked: what every backend takes, and what it gives back.
 
 Tensors are in the ecosystem's layout (numerics section 5): x [N,d], weight [k,d], lora_A [r,d],
-lora_B [k,r], dy [N,k], bias [k].
+lora_B [k,r], dy [N,k], bias [k]. A frozen layer has no lora_A, lora_B and gain; it needs dy only
+where dX is asked for.
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from systolora_sim import numerics
 from systolora_sim.numerics import K_LIMIT, Scale
 
-__all__ = ["INPUTS", "OUTPUTS", "Layer", "LayerError", "LayerResult"]
+__all__ = ["ADAPTERS", "INPUTS", "OUTPUTS", "Layer", "LayerError", "LayerResult"]
 
 #: Tensors a layer is given.
 INPUTS = ("x", "weight", "lora_A", "lora_B", "dy")
 #: Tensors it quantizes: the ones that may be delayed or stochastic.
 OUTPUTS = ("H", "Y", "dH", "dX")
+#: The inputs that a frozen layer does not have.
+ADAPTERS = ("lora_A", "lora_B")
 
 #: Each input's axes, and the names of the dimensions.
 _AXES = {
@@ -48,24 +51,25 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
 
 @dataclass(kw_only=True)
 class Layer:
-    """Operands and modes of one LoRA layer's training step.
+    """Operands and modes of one LoRA layer's training step, or of a frozen layer's pass.
 
     Parameters
     ----------
     name : str
         For messages.
     x, weight, lora_A, lora_B, dy : int8 or int16 arrays
-        [N,d], [k,d], [r,d], [k,r], [N,k]; each its own width.
+        [N,d], [k,d], [r,d], [k,r], [N,k]; each its own width. lora_A and lora_B are None in a
+        frozen layer; dy may be None in a frozen layer without dX.
     scales : dict
-        Scale of each of the five, by name. Not zero for x, weight and dy.
-    gain : Scale
-        alpha / r.
+        Scale of each of those that are there, by name. Not zero for x, weight and dy.
+    gain : Scale or None
+        alpha / r; None in a frozen layer.
     bias : int32 array [k] or None
         In units of S_x * S_w.
     want_dx : bool
         Whether dX is computed.
     delayed, stochastic : frozenset of str
-        Tensors among H, Y, dH, dX that quantize in that mode.
+        Tensors among H, Y, dH, dX that quantize in that mode; H and dH need the adapter.
     bits : dict
         Widths (8 or 16) of H, Y, dH, dX where they do not follow x and dy.
     amax : dict
@@ -82,11 +86,11 @@ class Layer:
     name: str
     x: NDArray[Any]
     weight: NDArray[Any]
-    lora_A: NDArray[Any]
-    lora_B: NDArray[Any]
-    dy: NDArray[Any]
+    lora_A: NDArray[Any] | None = None
+    lora_B: NDArray[Any] | None = None
+    dy: NDArray[Any] | None = None
     scales: dict[str, Scale]
-    gain: Scale
+    gain: Scale | None = None
     bias: NDArray[np.int32] | None = None
     want_dx: bool = False
     delayed: frozenset[str] = frozenset()
@@ -101,6 +105,7 @@ class Layer:
     AXES: ClassVar[dict[str, tuple[str, str]]] = _AXES
 
     def __post_init__(self) -> None:
+        self._check_presence()
         self._check_shapes()
         self._check_scales()
         self._check_modes()
@@ -108,10 +113,23 @@ class Layer:
             _integer(name, getattr(self, name), *numerics.int_range(32))
         _integer("index", self.index, 0, (1 << 28) - 1)
 
+    def _check_presence(self) -> None:
+        for name, other in (ADAPTERS, ADAPTERS[::-1]):
+            if getattr(self, name) is None and getattr(self, other) is not None:
+                raise LayerError(f"{name}: missing tensor: {other} is there")
+        if self.is_frozen and self.gain is not None:
+            raise LayerError("gain: must not be there without lora_A and lora_B")
+        if not self.is_frozen and self.gain is None:
+            raise LayerError("gain: missing: must be there with lora_A and lora_B")
+        if self.dy is None and not self.is_frozen:
+            raise LayerError("dy: missing tensor: must be there with lora_A and lora_B")
+        if self.dy is None and self.want_dx:
+            raise LayerError("dy: missing tensor: must be there with want_dx = 1")
+
     def _check_shapes(self) -> None:
         known: dict[str, tuple[int, str]] = {}
-        for name, axes in _AXES.items():
-            tensor = getattr(self, name)
+        for name in self.present:
+            axes, tensor = _AXES[name], self.operand(name)
             if tensor.dtype not in (np.int8, np.int16):
                 raise LayerError(f"{name}: dtype {tensor.dtype}: must be int8 or int16")
             layout = f"[{', '.join(axes)}]"
@@ -141,15 +159,17 @@ class Layer:
                 )
 
     def _check_scales(self) -> None:
-        if set(self.scales) != set(INPUTS):
-            raise LayerError(f"scales: must be those of {', '.join(INPUTS)}")
+        if set(self.scales) != set(self.present):
+            raise LayerError(f"scales: must be those of {', '.join(self.present)}")
         for name, scale in [*self.scales.items(), ("gain", self.gain)]:
+            if scale is None:
+                continue
             try:
                 scale.check()
             except ValueError as error:
                 raise LayerError(f"{name}.scale: {error}") from None
         for name in _NOT_ZERO:
-            if self.scales[name].is_zero:
+            if name in self.scales and self.scales[name].is_zero:
                 raise LayerError(f"{name}.scale: the scale of {name} must not be zero")
 
     def _check_modes(self) -> None:
@@ -160,6 +180,8 @@ class Layer:
                     raise LayerError(
                         f"{mode}: unknown tensor {tensor!r}: must be among {', '.join(OUTPUTS)}"
                     )
+                if tensor in ("H", "dH") and self.is_frozen:
+                    raise LayerError(f"{mode}: names {tensor}: needs lora_A and lora_B")
                 if tensor == "dX" and not self.want_dx:
                     raise LayerError(f"{mode}: names dX: needs want_dx = 1")
         for tensor, width in self.bits.items():
@@ -169,6 +191,37 @@ class Layer:
             if tensor not in self.delayed:
                 raise LayerError(f"{tensor}.amax: {tensor} must be in `delayed` to have a record")
             _integer(f"{tensor}.amax", record, 0, numerics.V_LIMIT)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the layer has no adapter: nothing in it is trained."""
+        return self.lora_A is None and self.lora_B is None
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The inputs that are there, in the order of `INPUTS`."""
+        return tuple(name for name in INPUTS if getattr(self, name) is not None)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The quantized tensors that the layer gives, in the order of `OUTPUTS`."""
+        left_out = {"H", "dH"} if self.is_frozen else set()
+        if not self.want_dx:
+            left_out.add("dX")
+        return tuple(name for name in OUTPUTS if name not in left_out)
+
+    def operand(self, name: str) -> NDArray[Any]:
+        """One of the inputs by name.
+
+        Raises
+        ------
+        KeyError
+            If the layer has no such input.
+        """
+        tensor = getattr(self, name) if name in INPUTS else None
+        if tensor is None:
+            raise KeyError(name)
+        return tensor
 
     @property
     def batch(self) -> int:
@@ -187,8 +240,8 @@ class Layer:
 
     @property
     def rank(self) -> int:
-        """r, rows of lora_A."""
-        return self.lora_A.shape[0]
+        """r, rows of lora_A; 0 in a frozen layer."""
+        return 0 if self.lora_A is None else self.lora_A.shape[0]
 
     def bits_of(self, name: str) -> int:
         """Width of an operand: an input's from its type, another's from `bits` or what it follows.
@@ -196,10 +249,10 @@ class Layer:
         Raises
         ------
         KeyError
-            If the tensor is not an operand.
+            If the tensor is not an operand of this layer.
         """
         if name in INPUTS:
-            return 8 * getattr(self, name).dtype.itemsize
+            return 8 * self.operand(name).dtype.itemsize
         return self.bits.get(name) or self.bits_of(_FOLLOWS[name])
 
     def acc_bits(self, a: str, b: str) -> int:
@@ -215,7 +268,7 @@ class LayerResult:
     ----------
     tensors : dict
         H, Y, dH, (dX) int8 or int16; Y_acc [N,k], dA [r,d], dB [k,r] int32, or int64 where that
-        accumulator is 48 bits wide.
+        accumulator is 48 bits wide. Of a frozen layer Y, Y_acc and (dX).
     scales : dict
         The Scale of each of them.
     amax : dict

@@ -7,9 +7,10 @@ tensor is either
 - float32, float16 or bfloat16 without a scale, quantized as numerics section 8 says.
 
 A file may hold both kinds; each tensor stands for itself. The gain alpha/r is `gain.scale` int32
-[2] or `gain`, one float. Optional: `bias` int32 [k] in units of S_x * S_w (int32 in files of float
-tensors too), `seed` and `step` int32 [1] of the random words (default 0), and `<tensor>.amax` int64
-[1], the record of a delayed tensor.
+[2] or `gain`, one float. A file without `lora_A` and `lora_B` is a frozen layer: it has no gain
+either, and needs `dy` only with `want_dx`. Optional: `bias` int32 [k] in units of S_x * S_w (int32
+in files of float tensors too), `seed` and `step` int32 [1] of the random words (default 0), and
+`<tensor>.amax` int64 [1], the record of a delayed tensor.
 
 Metadata, all optional: `want_dx` "0" or "1"; `delayed` and `stochastic`, comma lists of tensors
 among H, Y, dH, dX; `bits`, "8" or "16", the width of float tensors (default 8); `bits.<tensor>`,
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 
 from systolora_sim import calibrate
-from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError, LayerResult
+from systolora_sim.layer import ADAPTERS, INPUTS, OUTPUTS, Layer, LayerError, LayerResult
 from systolora_sim.numerics import Scale
 
 __all__ = [
@@ -115,6 +116,10 @@ class Reader:
             if name not in known:
                 raise LayerError(f"{name}: unknown tensor")
 
+    def has(self, name: str) -> bool:
+        """Whether that tensor or its scale is there."""
+        return name in self.tensors or f"{name}.scale" in self.tensors
+
     def take(self, name: str, dtypes: tuple[str, ...]) -> Stored:
         """That tensor, of one of those types."""
         if name not in self.tensors:
@@ -195,6 +200,25 @@ class Reader:
         except ValueError as error:
             raise LayerError(f"{name}: {error}") from None
 
+    def frozen(self) -> bool:
+        """Whether the layer has no adapter.
+
+        Raises
+        ------
+        LayerError
+            If something of an adapter is there all the same.
+        """
+        if any(name in self.tensors for name in ADAPTERS):
+            return False
+        parts = {*ADAPTERS, "gain", "H", "dH"}
+        for name in sorted(self.tensors):
+            if name.partition(".")[0] in parts:
+                raise LayerError(f"{name}: must not be there without lora_A and lora_B")
+        for name in (*ADAPTERS, "dy"):
+            if f"bits.{name}" in self.metadata and not self.has(name):
+                raise LayerError(f"metadata bits.{name}: there is no {name}")
+        return True
+
     def gain(self) -> Scale:
         """alpha / r, from whichever of its two forms the file has."""
         if "gain.scale" in self.tensors:
@@ -208,9 +232,8 @@ class Reader:
             raise LayerError(f"gain: {value}: must be finite and not negative") from None
 
     def settings(self) -> dict[str, Any]:
-        """The fields of a `Layer` that are neither operands nor the state of a step."""
+        """The fields of a `Layer` that are neither operands, gain nor the state of a step."""
         return {
-            "gain": self.gain(),
             "bias": self.take("bias", ("I32",)).array() if "bias" in self.tensors else None,
             "want_dx": self.choice("want_dx", ("0", "1"), "0") == "1",
             "delayed": self.names("delayed"),
@@ -236,19 +259,19 @@ def _layer(name: str, content: bytes) -> Layer:
     widths = reader.widths()
     default = int(reader.choice("bits", ("8", "16"), "8"))
     operands, scales = {}, {}
+    frozen = reader.frozen()
     for tensor in INPUTS:
+        if frozen and (tensor in ADAPTERS or (tensor == "dy" and not reader.has("dy"))):
+            continue
         # Working copies of A and B follow x (numerics section 5); x comes first in INPUTS.
         follows_x = tensor.startswith("lora_")
         usual = 8 * operands["x"].dtype.itemsize if follows_x else default
         operands[tensor], scales[tensor] = reader.operand(tensor, widths.get(tensor), usual)
     return Layer(
         name=name,
-        x=operands["x"],
-        weight=operands["weight"],
-        lora_A=operands["lora_A"],
-        lora_B=operands["lora_B"],
-        dy=operands["dy"],
         scales=scales,
+        gain=None if frozen else reader.gain(),
+        **operands,
         **reader.settings(),
         amax=reader.records(),
         seed=reader.counter("seed"),
@@ -382,8 +405,9 @@ def write_layer(path: str | Path, layer: Layer, metadata: Mapping[str, str] | No
     LayerFileError
         If the file cannot be written; no part of it is left behind.
     """
-    operands = {name: getattr(layer, name) for name in INPUTS}
-    tensors = with_scales(operands, {**layer.scales, "gain": layer.gain}, layer.amax)
+    operands = {name: layer.operand(name) for name in layer.present}
+    gain = {} if layer.gain is None else {"gain": layer.gain}
+    tensors = with_scales(operands, layer.scales | gain, layer.amax)
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     for name in ("seed", "step"):

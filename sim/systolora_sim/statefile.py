@@ -388,7 +388,14 @@ def _layer_state(
             # Values come from the masters at each step; only the width counts here.
             dtype = numerics.operand_dtype(widths.get(tensor, width))
             operands[tensor], scales[tensor] = np.zeros(master.w.shape, dtype), ZERO
-        layer = Layer(name=title, scales=scales, index=index, **operands, **reader.settings())
+        layer = Layer(
+            name=title,
+            scales=scales,
+            index=index,
+            gain=reader.gain(),
+            **operands,
+            **reader.settings(),
+        )
     with _located(state.path, name):
         layer = replace(layer, amax=records)
         a, b = masters["lora_A"], masters["lora_B"]

@@ -24,10 +24,11 @@ def random_layer(
     extremes: bool = False,
     **fields: Any,
 ) -> Layer:
-    """A layer of integers with plausible scales.
+    """A layer of integers with plausible scales; with r = 0 a frozen one.
 
-    bits : width of inputs and outputs by name, 8 where not named; extremes : operands full of the
-    most negative and most positive values; further fields go to `Layer`.
+    dy of a frozen layer is there only with `want_dx`. bits : width of inputs and outputs by name, 8
+    where not named; extremes : operands full of the most negative and most positive values; further
+    fields go to `Layer`.
     """
     rng = np.random.default_rng(seed)
     bits = bits or {}
@@ -44,21 +45,18 @@ def random_layer(
     def scale(low: int, high: int) -> Scale:
         return Scale(int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(low, high)))
 
+    operands = {"x": tensor("x", n, d), "weight": tensor("weight", k, d)}
+    exponents = {"x": (-7, -4), "weight": (-10, -7)}
+    if r:
+        operands |= {"lora_A": tensor("lora_A", r, d), "lora_B": tensor("lora_B", k, r)}
+        exponents |= {"lora_A": (-10, -7), "lora_B": (-10, -5)}
+    if r or fields.get("want_dx"):
+        operands["dy"], exponents["dy"] = tensor("dy", n, k), (-14, -10)
     return Layer(
         name=f"random-{seed}",
-        x=tensor("x", n, d),
-        weight=tensor("weight", k, d),
-        lora_A=tensor("lora_A", r, d),
-        lora_B=tensor("lora_B", k, r),
-        dy=tensor("dy", n, k),
-        scales={
-            "x": scale(-7, -4),
-            "weight": scale(-10, -7),
-            "lora_A": scale(-10, -7),
-            "lora_B": scale(-10, -5),
-            "dy": scale(-14, -10),
-        },
-        gain=scale(-1, 2),
+        **operands,
+        scales={name: scale(*ends) for name, ends in exponents.items()},
+        gain=scale(-1, 2) if r else None,
         bias=rng.integers(-(1 << 14), 1 << 14, k).astype(np.int32) if bias else None,
         bits={name: width for name, width in bits.items() if name in ("H", "Y", "dH", "dX")},
         **fields,
