@@ -4,8 +4,14 @@ from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
 from systolora import contract
+from systolora.rtl.regions import ROWS_BITS, STRIDE_BITS
 
-__all__ = ["InfoLayout", "PEControl", "PostLayout", "SumControl", "TileLayout"]
+__all__ = ["ControlDescriptor", "ExecDescriptor", "ExecLayout", "FaultLayout", "InfoLayout"]
+__all__ += ["INDEX_BITS", "LoadDescriptor", "LoadLayout", "PEControl", "PostDescriptor"]
+__all__ += ["PostLayout", "StreamReadLayout", "StreamWriteLayout", "SumControl", "TileLayout"]
+
+#: Bits of a descriptor's number.
+INDEX_BITS = contract.PROGRAM_MAX.bit_length()
 
 
 def _struct(table: tuple[contract.Field, ...]) -> data.StructLayout:
@@ -17,6 +23,23 @@ def _struct(table: tuple[contract.Field, ...]) -> data.StructLayout:
 TileLayout = _struct(contract.TILE)
 PostLayout = _struct(contract.POST)
 InfoLayout = _struct(contract.INFO)
+LoadDescriptor = _struct(contract.LOAD)
+ExecDescriptor = _struct(contract.EXEC)
+PostDescriptor = _struct(contract.POST_DESCRIPTOR)
+ControlDescriptor = _struct(contract.CONTROL)
+
+#: How a run ended: contract.Fault, and the number of the descriptor that it is of.
+FaultLayout = data.StructLayout({"code": 4, "index": INDEX_BITS})
+
+#: An EXEC on its way to the array.
+ExecLayout = _struct(tuple(field for field in contract.EXEC if field.name != "kind"))
+
+
+def LoadLayout(address_bits: int) -> data.StructLayout:
+    """A LOAD on its way to memory: checked, so that its address fits."""
+    fields = {f.name: f.width for f in contract.LOAD if f.name != "kind"}
+    return data.StructLayout(fields | {"address": address_bits, "index": INDEX_BITS})
+
 
 #: Control word of a PE; it enters a row at column 0 and moves right by one PE per cycle, so every
 #: bit acts at the PE's own local time. `clear` and `ws` act one cycle later than the others, with
@@ -50,5 +73,42 @@ def SumControl(address_bits: int) -> data.StructLayout:
             "forward_2": 1,
             "last": 1,
             "signal": 1,
+        }
+    )
+
+
+def _rows_of_memory(address_bits: int) -> dict[str, int]:
+    """`rows` rows of `cols` elements of ``1 << width`` bytes; row r at address + r * stride."""
+    return {
+        "address": address_bits,
+        "stride": STRIDE_BITS,
+        "rows": ROWS_BITS,
+        "cols": contract.width(contract.POST, "cols"),
+        "width": 2,
+    }
+
+
+def StreamReadLayout(address_bits: int) -> data.StructLayout:
+    """One item of StreamReader: rows to read, after a token if `wait_store`."""
+    return data.StructLayout(
+        {**_rows_of_memory(address_bits), "wait_store": 1, "index": INDEX_BITS}
+    )
+
+
+def StreamWriteLayout(address_bits: int) -> data.StructLayout:
+    """One item of StreamWriter: rows to write if `writes`, and the tokens that follow them.
+
+    With `info` the one row is the next beat of the info stream, its Scale if `scale`, else its
+    maximum. `index` is the number of the descriptor, for errors.
+    """
+    return data.StructLayout(
+        {
+            **_rows_of_memory(address_bits),
+            "writes": 1,
+            "info": 1,
+            "scale": 1,
+            "signal_load": 1,
+            "signal_stream": 1,
+            "index": INDEX_BITS,
         }
     )
