@@ -18,4 +18,4 @@ CONFIGS = {
 
 def core_verilog(config: AcceleratorConfig) -> Path:
     """The configuration's Verilog, generated unless it is up to date."""
-    return ensure_verilog(config, BUILD_DIR).file
+    return ensure_verilog(config, BUILD_DIR, "core").file

@@ -25,7 +25,7 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def verilog(request, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp(request.param)
-    emit(CONFIGS[request.param], directory)
+    emit(CONFIGS[request.param], directory, "core")
     return directory / "systolora_core.v"
 
 

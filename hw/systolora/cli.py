@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -148,6 +149,14 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         type=_integer,
         help="rows of the accumulator buffer, a power of two, at least 2 * rows",
     )
+    for option, text in (
+        ("bus-bits", "data width of the AXI4 master: 64, 128, 256 or 512"),
+        ("address-bits", "width of an address, 40 to 64"),
+        ("act-bytes", "bytes of the activation buffer, a power of two"),
+        ("wgt-bytes", "bytes of the stationary buffer, a power of two"),
+        ("outstanding", "bursts that each memory engine may have under way, 2 to 256"),
+    ):
+        group.add_argument(f"--{option}", metavar="N", type=_integer, help=text)
 
 
 def _real(text: str) -> float:
@@ -189,13 +198,7 @@ def _configuration(args: argparse.Namespace) -> AcceleratorConfig:
         base = from_toml(args.config)
     else:
         base = preset("default" if args.preset is None else args.preset)
-    return base.with_fields(
-        rows=args.rows,
-        cols=args.cols,
-        segments=args.segments,
-        int16=args.int16,
-        acc_depth=args.acc_depth,
-    )
+    return base.with_fields(**{f.name: getattr(args, f.name) for f in fields(AcceleratorConfig)})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,6 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument(
         "-o", "--output", metavar="DIR", type=Path, required=True, help="directory, made if missing"
+    )
+    generate.add_argument(
+        "--unit",
+        choices=("top", "core"),
+        default="top",
+        help="the whole accelerator (default), or its Core alone, behind streams",
     )
     _add_configuration(generate)
     generate.set_defaults(function=_generate)
@@ -303,7 +312,7 @@ def _generate(args: argparse.Namespace) -> None:
     config = _configuration(args)
     from .emit import MANIFEST, emit  # here: the other commands do not need amaranth
 
-    emitted = emit(config, args.output)
+    emitted = emit(config, args.output, args.unit)
     counts = f"{len(emitted.modules)} modules, {emitted.lines} lines"
     print(f"{args.output / emitted.name}.v: {counts}, {emitted.multipliers} multipliers")
     print(f"{args.output / MANIFEST}: configuration {config.digest}")
@@ -343,8 +352,8 @@ def _version(package: str) -> str:
 
 
 def _info(args: argparse.Namespace) -> None:
-    fields = ("preset", "config", "rows", "cols", "segments", "int16", "acc_depth")
-    chosen = any(getattr(args, name) is not None for name in fields)
+    names = ["preset", "config", *(f.name for f in fields(AcceleratorConfig))]
+    chosen = any(getattr(args, name) is not None for name in names)
     columns = {"": _configuration(args)} if chosen else PRESETS
     table = [_describe(config) for config in columns.values()]
     width = max(len(name) for name, _ in table[0])

@@ -40,9 +40,11 @@ from amaranth.lib import data, wiring
 
 from . import __version__
 from .config import AcceleratorConfig
+from .wrapper import WRAPPER, axi_wrapper
 
 __all__ = [
     "MANIFEST",
+    "UNITS",
     "EmitError",
     "EmitOnce",
     "Emitted",
@@ -50,6 +52,9 @@ __all__ = [
     "emit_component",
     "emit_plain",
 ]
+
+#: What can be generated: the whole accelerator, or its Core behind streams.
+UNITS = ("top", "core")
 
 #: Name of the manifest beside the Verilog.
 MANIFEST = "manifest.json"
@@ -388,8 +393,10 @@ class EmitOnce:
         self._names = {name}
         self._by_key: dict[Hashable, list[_Design]] = {}
 
-    def place(self, component: wiring.Component) -> Instance:
+    def place(self, component: wiring.Component, reset: Value | None = None) -> Instance:
         """An Instance of the component's module, wired to the component's own ports.
+
+        reset : resets it beside the reset of the domain
 
         Raises
         ------
@@ -404,7 +411,7 @@ class EmitOnce:
         if CLOCK in design.ports and f"i_{CLOCK}" not in arguments:
             arguments[f"i_{CLOCK}"] = ClockSignal()
         if RESET in design.ports and f"i_{RESET}" not in arguments:
-            arguments[f"i_{RESET}"] = ResetSignal()
+            arguments[f"i_{RESET}"] = ResetSignal() if reset is None else ResetSignal() | reset
         return Instance(design.name, **arguments)
 
     def _design(self, component: wiring.Component) -> _Design:
@@ -713,23 +720,33 @@ def emit_component(
     )
 
 
-def _core(config: AcceleratorConfig) -> wiring.Component:
-    from .rtl.core import Core  # here, so that emission of other components does not need it
+def _component(config: AcceleratorConfig, unit: str) -> wiring.Component:
+    # Here, so that emission of other components does not need them
+    if unit == "core":
+        from .rtl.core import Core
 
-    return Core(config)
+        return Core(config)
+    if unit == "top":
+        from .rtl.top import Top
+
+        return Top(config)
+    raise EmitError(f"unit = {unit!r}: must be one of {', '.join(UNITS)}")
 
 
-def emit_plain(config: AcceleratorConfig) -> Emitted:
-    """The configuration's Core with ordinary submodules: what `emit` must be equal to."""
+def emit_plain(config: AcceleratorConfig, unit: str = "core") -> Emitted:
+    """A configuration's unit with ordinary submodules: what `emit` must be equal to."""
     with _elaborating():
-        return emit_component(_core(config), once=False)
+        return emit_component(_component(config, unit), once=False)
 
 
-def emit(config: AcceleratorConfig, directory: str | Path) -> Emitted:
-    """Writes `<top>.v` and `manifest.json` of a configuration; the same configuration gives the
-    same bytes.
+def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") -> Emitted:
+    """Writes the Verilog of a configuration, what software needs to know of it, and a manifest;
+    the same configuration gives the same bytes.
 
-    Files appear complete or not at all, the manifest last; the directory is made if need be.
+    unit "top" is the accelerator: `systolora_top.v`, `systolora_axi.v` (the same with an active-low
+    reset), `systolora_regs.h`, `systolora.rdl`. unit "core" is the Core alone, behind streams:
+    `systolora_core.v`. Files appear complete or not at all, `manifest.json` last; the directory is
+    made if need be.
 
     Raises
     ------
@@ -739,24 +756,26 @@ def emit(config: AcceleratorConfig, directory: str | Path) -> Emitted:
     directory = Path(directory)
     _check_directory(directory)
     with _elaborating():
-        emitted = emit_component(_core(config))
+        emitted = emit_component(_component(config, unit))
     title = (
         f"// {emitted.name}: systolora {__version__}, configuration {config.digest}\n"
         f"// {', '.join(f'{key} = {json.dumps(v)}' for key, v in config.to_dict().items())}\n"
     )
     emitted = replace(emitted, verilog=title + emitted.verilog)
+    files = {f"{emitted.name}.v": emitted.verilog}
+    if unit == "top":
+        files |= {
+            f"{WRAPPER}.v": title + axi_wrapper(emitted.name, emitted.ports),
+        }
     manifest = {
         "configuration": config.to_dict(),
         "digest": config.digest,
+        "files": {
+            name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()
+        },
         **emitted.manifest(),
     }
-    _write_all(
-        directory,
-        {
-            f"{emitted.name}.v": emitted.verilog,
-            MANIFEST: json.dumps(manifest, indent=2) + "\n",
-        },
-    )
+    _write_all(directory, {**files, MANIFEST: json.dumps(manifest, indent=2) + "\n"})
     return emitted
 
 

@@ -105,7 +105,7 @@ def _run(
     seconds: dict[str, float] = {}
 
     started = time.monotonic()
-    verilog = ensure_verilog(config, build_dir)
+    verilog = ensure_verilog(config, build_dir, "core")
     seconds["generate"] = time.monotonic() - started
     how = "is up to date" if verilog.reused else f"generated in {seconds['generate']:.1f} s"
     print(f"{verilog.file}: {how}", flush=True)

@@ -1,4 +1,4 @@
-"""Runs a layer file on a backend and writes the results: the same bytes from every backend.
+"""Runs a layer or product file on a backend and writes the results: the same bytes from all.
 
 golden is the definition (NumPy), machine executes the Core's commands without timing, rtl drives
 the generated Verilog in a simulator.
@@ -30,6 +30,8 @@ from systolora_sim.compiler import (
 from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import Layer, LayerResult, load_layer, write_result
 from systolora_sim.machine import Machine
+from systolora_sim.product import Product, ProductResult, run_product_golden
+from systolora_sim.productfile import is_product, load_product
 from systolora_sim.program import run_sync
 
 if TYPE_CHECKING:
@@ -95,10 +97,11 @@ class Verilog:
     reused: bool
 
 
-def ensure_verilog(config: AcceleratorConfig, build_dir: Path) -> Verilog:
+def ensure_verilog(config: AcceleratorConfig, build_dir: Path, unit: str = "top") -> Verilog:
     """The Verilog of a configuration below `build_dir`, generated unless it is up to date.
 
-    Its directory has the name of the preset, or of the digest of a configuration that is none. It
+    Its directory has the name of the preset, or of the digest of a configuration that is none, with
+    the unit behind it where that is not the whole accelerator. It
     is up to date if the manifest is that of the configuration and of the tools installed, is newer
     than every source of the generator, and the Verilog has the hash that it names. The generator
     runs as a process of its own, as a user would run it.
@@ -109,7 +112,8 @@ def ensure_verilog(config: AcceleratorConfig, build_dir: Path) -> Verilog:
         If the generator fails, with its message.
     """
     names = {preset: name for name, preset in PRESETS.items()}
-    directory = build_dir / names.get(config, config.digest)
+    suffix = "" if unit == "top" else f"-{unit}"
+    directory = build_dir / f"{names.get(config, config.digest)}{suffix}"
     manifest = _current_manifest(config, directory)
     if manifest is not None:
         return Verilog(directory / manifest["verilog"]["file"], manifest, reused=True)
@@ -120,7 +124,8 @@ def ensure_verilog(config: AcceleratorConfig, build_dir: Path) -> Verilog:
             fields.append(f"--{option}" if value else f"--no-{option}")
         else:
             fields += [f"--{option}", str(value)]
-    command = [sys.executable, "-m", _GENERATOR, "generate", *fields, "-o", str(directory)]
+    command = [sys.executable, "-m", _GENERATOR, "generate", "--unit", unit, *fields]
+    command += ["-o", str(directory)]
     done = subprocess.run(
         command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -238,13 +243,14 @@ def run_file(
     build_dir: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Runs a layer file and writes the results, and the products with their cycles as JSON.
+    """Runs a layer or product file; writes the results, and the products with cycles as JSON.
 
     Both files appear complete or not at all. Cycles are null on the backends without time.
 
     Parameters
     ----------
-    layer_path, out_path : safetensors files, in and out
+    layer_path, out_path : safetensors files, in and out; the file in holds a layer with or without
+        an adapter (`layerfile`) or a bare product (`productfile`)
     backend : one of `BACKENDS`
     config : the accelerator; the golden model's results do not depend on it
     json_path : where the JSON goes, None for nowhere
@@ -262,33 +268,73 @@ def run_file(
     layer_path, out_path = Path(layer_path), Path(out_path)
     if backend not in BACKENDS:
         raise RunError(f"backend = {backend!r}: must be one of {', '.join(BACKENDS)}")
-    layer = load_layer(layer_path)
+    job = load_product(layer_path) if is_product(layer_path) else load_layer(layer_path)
     check_output(out_path, [layer_path])
     if json_path is not None:
         json_path = Path(json_path)
         check_output(json_path, [layer_path, out_path])
-    records = product_records(layer)
+    result: LayerResult
     try:
-        if backend == "golden":
-            result = run_layer(layer)
-        elif backend == "machine":
-            result, records = run_sync(compute_layer(Machine(config), layer))
+        if isinstance(job, Product):
+            result, records = _run_product(job, backend)
         else:
-            build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
-            check_layer(layer, config)
-            verilog = ensure_verilog(config, build_dir)
-            result, records = layer_on_rtl(
-                layer, config, verilog.file, build_dir, stall_seed=stall_seed, progress=progress
+            result, records = _run_layer(
+                job, backend, config, stall_seed=stall_seed, build_dir=build_dir, progress=progress
             )
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
     write_result(out_path, result)
     if json_path is not None:
-        write_json(json_path, _report(layer, backend, config, result, records))
+        kind = "product" if isinstance(job, Product) else "layer"
+        write_json(json_path, _report(kind, job.name, backend, config, result, records))
+
+
+def _run_product(product: Product, backend: str) -> tuple[ProductResult, list[ProductRecord]]:
+    """A bare product on a backend."""
+    if backend != "golden":
+        raise CompileError(f"a bare product: the backend {backend} cannot run it")
+    passes = product.bits_of("a") // 8 * (product.bits_of("b") // 8)
+    record = ProductRecord(
+        name="c",
+        formula={"nt": "a.b^T", "nn": "a.b", "tn": "a^T.b"}[product.kind],
+        m=product.m,
+        k=product.k,
+        n=product.n,
+        dataflow="OS" if product.kind == "tn" else "WS",
+        edge={"nt": "left", "nn": "top", "tn": ""}[product.kind],
+        passes=passes,
+        macs=product.m * product.k * product.n * passes,
+    )
+    return run_product_golden(product), [record]
+
+
+def _run_layer(
+    layer: Layer,
+    backend: str,
+    config: AcceleratorConfig,
+    *,
+    stall_seed: int | None,
+    build_dir: str | Path | None,
+    progress: bool,
+) -> tuple[LayerResult, list[ProductRecord]]:
+    """A layer, with or without an adapter, on a backend."""
+    if backend == "golden":
+        return run_layer(layer), product_records(layer)
+    if layer.is_frozen:
+        raise CompileError(f"a frozen layer: the backend {backend} cannot run it")
+    if backend == "machine":
+        return run_sync(compute_layer(Machine(config), layer))
+    build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
+    check_layer(layer, config)
+    verilog = ensure_verilog(config, build_dir, "core")
+    return layer_on_rtl(
+        layer, config, verilog.file, build_dir, stall_seed=stall_seed, progress=progress
+    )
 
 
 def _report(
-    layer: Layer,
+    kind: str,
+    name: str,
     backend: str,
     config: AcceleratorConfig,
     result: LayerResult,
@@ -297,7 +343,7 @@ def _report(
     cycles = [record.cycles for record in records]
     known = [count for count in cycles if count is not None]
     return {
-        "layer": layer.name,
+        kind: name,
         "backend": backend,
         "configuration": config.to_dict(),
         "digest": config.digest,

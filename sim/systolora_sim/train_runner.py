@@ -71,7 +71,7 @@ def _on_rtl(
     """All steps in one simulation of the generated Verilog."""
     from systolora_sim.bench.run import run_training  # here: the others work without cocotb
 
-    verilog = runner.ensure_verilog(config, build_dir)
+    verilog = runner.ensure_verilog(config, build_dir, "core")
     beats = steps * sum(act_beats(each.layer, config) for each in state.layers.values())
     with runner.bench_errors(), runner.bar(beats, progress) as update:
         return run_training(

@@ -36,6 +36,9 @@ class Core(wiring.Component):
     acc_out, result, info : result streams
     sticky, sticky_clear : status bits in the order of contract.STICKY, set until cleared
     busy : commands are queued or in flight
+    array_active : a beat enters the array
+    waits_post, waits_output : a tile waits for the post-processor (its token, or its bank); a row
+        waits for a place in the output queue
     """
 
     module_name = "systolora_core"
@@ -59,6 +62,9 @@ class Core(wiring.Component):
                 "sticky": Out(len(contract.STICKY)),
                 "sticky_clear": In(1),
                 "busy": Out(1),
+                "array_active": Out(1),
+                "waits_post": Out(1),
+                "waits_output": Out(1),
             }
         )
 
@@ -118,6 +124,12 @@ class Core(wiring.Component):
             control.pop.eq(queue.pop),
             control.beat_valid.eq(self.acc_in.valid),
             self.acc_in.ready.eq(control.beat_ready),
+            control.beat_0.eq(self.acc_in.payload[0]),
+            control.beat_1.eq(self.acc_in.payload[1]),
+            control.sticky.eq(self.sticky),
+            self.array_active.eq(engine.active),
+            self.waits_post.eq(engine.waits),
+            self.waits_output.eq(control.waits_output),
             engine.banks.eq(control.banks),
             engine.bank_claimed.eq(control.bank_claimed),
             control.bank_busy.eq(engine.bank_busy),
@@ -168,6 +180,8 @@ class Core(wiring.Component):
         ]
         with m.If(self.sticky_clear):
             m.d.sync += self.sticky.eq(events)
+        with m.Elif(control.sticky_load):
+            m.d.sync += self.sticky.eq(control.sticky_value)
         with m.Else():
             m.d.sync += self.sticky.eq(self.sticky | events)
         return m

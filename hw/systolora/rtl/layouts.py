@@ -6,7 +6,7 @@ from amaranth.lib import data
 from systolora import contract
 from systolora.rtl.regions import ROWS_BITS, STRIDE_BITS
 
-__all__ = ["ControlDescriptor", "ExecDescriptor", "ExecLayout", "FaultLayout", "InfoLayout"]
+__all__ = ["ControlDescriptor", "ExecDescriptor", "ExecLayout", "InfoLayout"]
 __all__ += ["INDEX_BITS", "LoadDescriptor", "LoadLayout", "PEControl", "PostDescriptor"]
 __all__ += ["PostLayout", "StreamReadLayout", "StreamWriteLayout", "SumControl", "TileLayout"]
 
@@ -27,9 +27,6 @@ LoadDescriptor = _struct(contract.LOAD)
 ExecDescriptor = _struct(contract.EXEC)
 PostDescriptor = _struct(contract.POST_DESCRIPTOR)
 ControlDescriptor = _struct(contract.CONTROL)
-
-#: How a run ended: contract.Fault, and the number of the descriptor that it is of.
-FaultLayout = data.StructLayout({"code": 4, "index": INDEX_BITS})
 
 #: An EXEC on its way to the array.
 ExecLayout = _struct(tuple(field for field in contract.EXEC if field.name != "kind"))

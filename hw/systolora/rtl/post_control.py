@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -21,6 +21,12 @@ __all__ = ["PostControl"]
 
 AMAX_BITS = contract.width(contract.INFO, "amax")
 SCALE_BITS = sum(field.width for field in contract.SCALE)
+SCALE_M = contract.width(contract.SCALE, "m")
+
+
+def _checked(bits: Value) -> Value:
+    """The bits of a Scale; what is none, because its m is not normalized, becomes zero."""
+    return Mux(bits[SCALE_M - 1], bits, 0)
 
 
 class PostControl(wiring.Component):
@@ -41,6 +47,9 @@ class PostControl(wiring.Component):
     -------
     post, info : command and read-back streams
     beat_valid, beat_ready : handshake of the input stream; its beat goes to the lanes directly
+    beat_0, beat_1 : lanes 0 and 1 of that beat, for the registers that are loaded from it
+    sticky, sticky_load, sticky_value : the status bits, and what replaces them
+    waits_output : a row waits for a place in the output queue
     lanes, rescale, banks, col_valid, transposed : to all lanes
     push, push_result : a row leaves the lanes in this cycle; it is a quantized one
     pop : the output queue gave a row away
@@ -64,6 +73,12 @@ class PostControl(wiring.Component):
                 "info": Out(stream.Signature(InfoLayout)),
                 "beat_valid": In(1),
                 "beat_ready": Out(1),
+                "beat_0": In(acc_bits),
+                "beat_1": In(contract.width(contract.SCALE, "e")),
+                "sticky": In(len(contract.STICKY)),
+                "sticky_load": Out(1),
+                "sticky_value": Out(len(contract.STICKY)),
+                "waits_output": Out(1),
                 "lanes": Out(LaneControl),
                 "rescale": Out(control_layout(acc_bits)),
                 "banks": Out(BankControl(address_bits - 1)),
@@ -91,6 +106,7 @@ class PostControl(wiring.Component):
         command = Signal(PostLayout, reset_less=True)
         pipeline = Signal(PostLane.DONE + 1)
         issue = Signal()
+        self._fallback = Signal()  # the record of a delayed tensor was 0: it is not delayed yet
         start = Signal()  # a row operation's counters are loaded
         self._rows(m, command, issue, start, pipeline)
         self._registers(m, platform, command, issue, start, pipeline)
@@ -178,7 +194,7 @@ class PostControl(wiring.Component):
             self.sat_row.eq(age[PostLane.SATURATED]),
             self.clip_row.eq(age[PostLane.CLIPPED] & (command.mode == Mode.ACC)),
             self.status.eq(command.status),
-            self.delayed_row.eq(age[PostLane.CLIPPED] & quantizes & command.delayed),
+            self.delayed_row.eq(age[PostLane.CLIPPED] & quantizes & command.delayed & ~self._fallback),
         ]
 
     def _registers(
@@ -191,6 +207,7 @@ class PostControl(wiring.Component):
         scale_a = scales.read_port(domain="comb")
         scale_b = scales.read_port(domain="comb")
         amax_a = amaxes.read_port(domain="comb")
+        amax_b = amaxes.read_port(domain="comb")
         scale_write, amax_write = scales.write_port(), amaxes.write_port()
         collects = Signal()
         m.d.comb += [
@@ -199,6 +216,7 @@ class PostControl(wiring.Component):
             scale_b.addr.eq(command.src_b),
             amax_a.addr.eq(Mux(collects, command.dst, command.src_a)),
             scale_write.addr.eq(command.dst),
+            amax_b.addr.eq(command.src_b),
             amax_write.addr.eq(command.dst),
         ]
 
@@ -286,6 +304,11 @@ class PostControl(wiring.Component):
         lane = Signal(range(self._cols), reset_less=True)
         highest = Signal(AMAX_BITS, reset_less=True)
         info = self.info.payload
+        recorded = Signal()
+        m.d.comb += [
+            recorded.eq(amax_a.data != 0),
+            self.sticky_value.eq(self.beat_0),
+        ]
 
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("FETCH"))
@@ -312,11 +335,19 @@ class PostControl(wiring.Component):
                     with m.Case(Opcode.SCALE_SET):
                         m.d.comb += [
                             scale_write.en.eq(1),
-                            scale_write.data.eq(command.imm[:SCALE_BITS]),
+                            scale_write.data.eq(_checked(command.imm[:SCALE_BITS])),
                         ]
+                    with m.Case(Opcode.AMAX_SELECT):
+                        m.d.comb += [
+                            amax_write.en.eq(1),
+                            amax_write.data.eq(Mux(recorded, amax_a.data, amax_b.data)),
+                        ]
+                        m.d.sync += self._fallback.eq(~recorded)
+                    with m.Case(Opcode.SCALE_LOAD, Opcode.AMAX_LOAD, Opcode.STICKY_LOAD):
+                        m.next = "RECEIVE"
                     with m.Case(Opcode.SCALE_MUL, Opcode.SCALE_DIV, Opcode.SCALE_AMAX):
                         m.next = "REQUEST"
-                    with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ):
+                    with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ, Opcode.STICKY_READ):
                         m.next = "ANSWER"
             with m.State("CLAIM"):
                 m.d.comb += self.bank_claimed.eq(uses)
@@ -324,6 +355,7 @@ class PostControl(wiring.Component):
                     m.next = "ISSUE"
             with m.State("ISSUE"):
                 m.d.comb += [
+                    self.waits_output.eq(sends & (credits == 0)),
                     self.bank_claimed.eq(uses),
                     self.banks.own.eq(uses),
                     self.beat_ready.eq(~from_buffer & (~sends | (credits != 0))),
@@ -353,6 +385,20 @@ class PostControl(wiring.Component):
             with m.State("BIAS_LOAD"):
                 m.d.comb += lanes.bias_load.eq(1)
                 m.next = "FINISH"
+            with m.State("RECEIVE"):
+                m.d.comb += self.beat_ready.eq(1)
+                with m.If(self.beat_valid):
+                    m.next = "FINISH"
+                    with m.Switch(command.opcode):
+                        with m.Case(Opcode.SCALE_LOAD):
+                            m.d.comb += [
+                                scale_write.en.eq(1),
+                                scale_write.data.eq(_checked(Cat(self.beat_0[:16], self.beat_1))),
+                            ]
+                        with m.Case(Opcode.AMAX_LOAD):
+                            m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(self.beat_0)]
+                        with m.Default():
+                            m.d.comb += self.sticky_load.eq(1)
             with m.State("COLLECT"):
                 m.d.comb += lanes.collect.eq(1)
                 m.d.sync += lane.eq(lane - 1)
@@ -382,6 +428,8 @@ class PostControl(wiring.Component):
                 m.d.comb += self.info.valid.eq(1)
                 with m.If(command.opcode == Opcode.AMAX_READ):
                     m.d.comb += info.amax.eq(amax_a.data)
+                with m.Elif(command.opcode == Opcode.STICKY_READ):
+                    m.d.comb += info.amax.eq(self.sticky)
                 with m.Else():
                     m.d.comb += [info.m.eq(scale_a.data.m), info.e.eq(scale_a.data.e)]
                 with m.If(self.info.ready):

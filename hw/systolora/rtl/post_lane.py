@@ -183,7 +183,7 @@ class PostLane(wiring.Component):
         # Maximum: magnitude, then compare; the lanes' maxima shift out on demand
         magnitude = Signal(self._acc_bits, reset_less=True)
         measured = Signal(acc)
-        amax = Signal(self._acc_bits, reset_less=True)
+        amax = Signal(self._acc_bits)  # a reset forgets what an aborted program left
         amax_valid = Signal()
         m.d.comb += [
             measured.eq(Mux(ctl.amax_source, x, value)),

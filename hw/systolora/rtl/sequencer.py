@@ -36,6 +36,7 @@ class Sequencer(wiring.Component):
     bank_busy : banks that tiles in flight write
     token : a post command gives a token
     busy : commands are queued or in flight
+    waits : a tile waits for a token, or for a bank that a post command owns
     """
 
     QUEUE_DEPTH = 4
@@ -73,6 +74,7 @@ class Sequencer(wiring.Component):
                 "bank_busy": Out(2),
                 "token": In(1),
                 "busy": Out(1),
+                "waits": Out(1),
             }
         )
 
@@ -185,6 +187,7 @@ class Sequencer(wiring.Component):
             may.eq(queue.r_rdy & (~takes_b | b_full) & (started | may_start) & path_free),
             fire.eq(may & self.act_valid),
             self.act_ready.eq(may),
+            self.waits.eq(queue.r_rdy & ~started & ~may_start),
             swap.eq(fire & takes_b),
             queue.r_en.eq(fire & last),
         ]

@@ -25,6 +25,12 @@ def _pick(words: list[Value], index: Signal) -> Value:
     return words[0]
 
 
+def _extend(value: Signal, bits: int) -> Value:
+    """The low bits of `value`, or its sign extended: no Signal, whose bits Verilog would assign
+    to one another."""
+    return Cat(value[:bits], value[-1].replicate(max(0, bits - len(value))))
+
+
 class StreamWriter(wiring.Component):
     """Packs rows for a MemoryWriter, which the parent places, and tells when they are in memory.
 
@@ -97,7 +103,8 @@ class StreamWriter(wiring.Component):
         self.design_key: Hashable = (cols, acc_bits, result_bits, data_bits, address_bits, depth)
         self._cols, self._data_bits, self._depth = cols, data_bits, depth
         self._word_bits = (data_bits // 8).bit_length() - 1
-        #: Beats of the longest row
+        self._lane_bits = max(acc_bits, result_bits)
+        # Beats of the longest row
         self._segments = max(1, _WIDEST * cols >> self._word_bits)
         item = StreamWriteLayout(address_bits)
         index = item["index"].shape
@@ -204,7 +211,7 @@ class StreamWriter(wiring.Component):
             with m.If(last):
                 m.d.sync += row.eq(Mux(row == head.last_row, 0, row + 1))
 
-        lanes = [Signal(signed(64), name=f"lane_{lane}") for lane in range(self._cols)]
+        lanes = [Signal(signed(self._lane_bits), name=f"lane_{lane}") for lane in range(self._cols)]
         for lane, value in enumerate(lanes):
             m.d.comb += value.eq(
                 Mux(self.result.valid, self.result.payload[lane], self.acc_out.payload[lane])
@@ -220,7 +227,7 @@ class StreamWriter(wiring.Component):
                 bits = 8 << code
                 per_beat = min(self._cols, self._data_bits // bits)
                 words = [
-                    Cat(value[:bits] for value in lanes[first : first + per_beat])
+                    Cat(_extend(value, bits) for value in lanes[first : first + per_beat])
                     for first in range(0, self._cols, per_beat)
                 ]
                 with m.Case(code):

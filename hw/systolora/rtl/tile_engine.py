@@ -31,6 +31,7 @@ class TileEngine(wiring.Component):
     bank_claimed, bank_busy, token : see Sequencer
     token_out : a tile with `signal` is finished
     busy : commands are queued or in flight
+    active, waits : a beat enters the array; a tile waits for the post-processor
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class TileEngine(wiring.Component):
                 "token": In(1),
                 "token_out": Out(1),
                 "busy": Out(1),
+                "active": Out(1),
+                "waits": Out(1),
             }
         )
 
@@ -96,6 +99,8 @@ class TileEngine(wiring.Component):
             self.bank_busy.eq(sequencer.bank_busy),
             sequencer.token.eq(self.token),
             self.busy.eq(sequencer.busy),
+            self.active.eq(sequencer.compute_valid),
+            self.waits.eq(sequencer.waits),
         ]
         for name in (
             "load_valid", "load_all", "load_left", "load_offset", "wgt_low",

@@ -1,0 +1,189 @@
+"""Starts and ends runs of a program."""
+
+from collections.abc import Hashable
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from systolora import contract
+from systolora.contract import Fault
+from systolora.rtl.csr import FaultLayout, SettingsLayout
+from systolora.rtl.engine import CLIENTS, MemoryFaultLayout
+from systolora.rtl.regions import ROW_BYTES_BITS, MemoryCode, RegionLayout
+
+__all__ = ["RunControl"]
+
+#: Program addresses are multiples of it.
+ALIGN_BITS = contract.DESCRIPTOR_BYTES.bit_length() - 1
+
+
+class RunControl(wiring.Component):
+    """Runs the program `runs` times, and ends a run that failed so that the next one can start.
+
+    A run: the engine is reset, the program's region is requested, the engine works until it has
+    ended and everything is quiet. A failed request or an abort ends it at once: `soft_abort` lets
+    the memory engines finish what is on the bus, then the engine is reset.
+
+    Parameters
+    ----------
+    address_bits : width of an address
+
+    Members
+    -------
+    start, abort, settings, runs, runs_left, busy, finished, fault : see Csr
+    engine_reset : resets everything but the memory engines
+    engine_busy, engine_ended, engine_fault, received : of the Engine
+    memory_fault : its failed requests
+    fetch_request, fetch_response : of the MemoryReader for programs
+    fetch_busy, memory_busy : of that one, and of the others
+    fetch_abort, soft_abort : to that one, and to all others (and the Engine's hold)
+    """
+
+    #: Cycles of quiet after which nothing is on its way any more.
+    QUIET = 8
+
+    def __init__(self, address_bits: int) -> None:
+        self.design_key: Hashable = (address_bits,)
+        self._address_bits = address_bits
+        super().__init__(
+            {
+                "start": In(1),
+                "abort": In(1),
+                "settings": In(SettingsLayout(address_bits)),
+                "runs": In(32),
+                "runs_left": Out(32),
+                "busy": Out(1),
+                "finished": Out(1),
+                "fault": Out(FaultLayout),
+                "engine_reset": Out(1),
+                "engine_busy": In(1),
+                "engine_ended": In(1),
+                "engine_fault": In(FaultLayout),
+                "received": In(FaultLayout["index"].shape),
+                "memory_fault": In(MemoryFaultLayout).array(len(CLIENTS)),
+                "fetch_request": Out(stream.Signature(RegionLayout(address_bits))),
+                "fetch_response": In(stream.Signature(MemoryCode)),
+                "fetch_busy": In(1),
+                "memory_busy": In(1),
+                "fetch_abort": Out(1),
+                "soft_abort": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        region = self.fetch_request.payload
+        length = self.settings.program_length
+        m.d.comb += [
+            region.address.eq(self.settings.program_address),
+            region.rows.eq(1),
+            region.row_bytes.eq(length << ALIGN_BITS),
+            self.fetch_response.ready.eq(1),
+        ]
+        assert length.shape().width + ALIGN_BITS <= ROW_BYTES_BITS
+
+        failed = Signal()
+        failure = Signal(FaultLayout)
+        self._failures(m, failed, failure)
+        fault = Signal(FaultLayout, reset_less=True)
+        m.d.comb += self.fault.eq(fault)
+
+        idle = Signal()
+        quiet = Signal(range(self.QUIET + 1))
+        settled = Signal()
+        m.d.comb += [
+            idle.eq(~self.engine_busy & ~self.memory_busy & ~self.fetch_busy),
+            settled.eq(quiet == self.QUIET),
+        ]
+
+        with m.FSM() as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+            with m.State("IDLE"):
+                m.d.sync += self.runs_left.eq(self.runs)
+                with m.If(self.start):
+                    m.next = "RESET"
+            with m.State("RESET"):
+                m.d.comb += self.engine_reset.eq(1)
+                m.d.sync += fault.eq(0)
+                m.next = "REQUEST"
+            with m.State("REQUEST"):
+                m.d.sync += quiet.eq(0)
+                with m.If(length == 0):
+                    m.next = "RUN"  # the engine says that END is missing
+                with m.Elif(self.settings.program_address[:ALIGN_BITS].any()):
+                    m.d.sync += [fault.code.eq(Fault.ALIGN), fault.index.eq(0)]
+                    m.next = "ABORT"
+                with m.Else():
+                    m.d.comb += self.fetch_request.valid.eq(1)
+                    with m.If(self.fetch_request.ready):
+                        m.next = "RUN"
+            with m.State("RUN"):
+                with m.If(failed):
+                    m.d.sync += fault.eq(failure)
+                    m.next = "ABORT"
+                with m.Elif(self.engine_ended):
+                    m.d.sync += fault.eq(self.engine_fault)
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                # What is left of the program is not wanted; all else finishes
+                m.d.comb += self.fetch_abort.eq(1)
+                m.d.sync += quiet.eq(Mux(idle, quiet + 1, 0))
+                with m.If(failed):
+                    m.d.sync += [fault.eq(failure), quiet.eq(0)]
+                    m.next = "ABORT"
+                with m.Elif(settled):
+                    m.d.sync += self.runs_left.eq(self.runs_left - 1)
+                    m.next = "RESET"
+                    with m.If((fault.code != Fault.NONE) | (self.runs_left == 1)):
+                        m.next = "FINISH"
+            with m.State("ABORT"):
+                m.d.comb += [self.fetch_abort.eq(1), self.soft_abort.eq(1)]
+                m.d.sync += quiet.eq(
+                    Mux(self.memory_busy | self.fetch_busy | settled, 0, quiet + 1)
+                )
+                with m.If(settled):
+                    m.d.comb += self.engine_reset.eq(1)
+                    m.next = "FINISH"
+            with m.State("FINISH"):
+                m.d.comb += self.finished.eq(1)
+                m.next = "IDLE"
+        return m
+
+    def _failures(self, m: Module, failed: Signal, failure) -> None:
+        """What ends a run at once: requests that memory refused, and an abort."""
+        def bus_fault(code, decode: Fault, slave: Fault):
+            return Mux(code == MemoryCode.DECODE, decode, slave)
+
+        code = self.fetch_response.payload
+        aborting = self.fetch_abort | self.soft_abort
+        aborted = Signal()  # kept until the run is where it can end
+        with m.If(~self.busy):
+            m.d.sync += aborted.eq(0)
+        with m.Elif(self.abort):
+            m.d.sync += aborted.eq(1)
+        with m.If(aborted):
+            m.d.comb += [failed.eq(1), failure.code.eq(Fault.ABORTED)]
+            m.d.comb += failure.index.eq(self.received)
+        with m.If(self.fetch_response.valid & (code != MemoryCode.OK) & ~aborting):
+            m.d.comb += failed.eq(1)
+            with m.Switch(code):
+                with m.Case(MemoryCode.OUTSIDE):
+                    m.d.comb += failure.code.eq(Fault.WINDOW)
+                with m.Case(MemoryCode.SLAVE, MemoryCode.DECODE):
+                    m.d.comb += [
+                        failure.code.eq(bus_fault(code, Fault.READ_DECODE, Fault.READ_SLAVE)),
+                        failure.index.eq(self.received),
+                    ]
+                with m.Default():
+                    m.d.comb += failure.code.eq(Fault.ALIGN)
+        for client, each in zip(CLIENTS, self.memory_fault, strict=True):
+            writes = client == "writes"
+            decode = Fault.WRITE_DECODE if writes else Fault.READ_DECODE
+            slave = Fault.WRITE_SLAVE if writes else Fault.READ_SLAVE
+            with m.If(each.valid):
+                m.d.comb += [
+                    failed.eq(1),
+                    failure.code.eq(bus_fault(each.code, decode, slave)),
+                    failure.index.eq(each.index),
+                ]
