@@ -45,6 +45,7 @@ __all__ = [
     "load_layer",
     "parse",
     "read_bytes",
+    "read_header",
     "save_tensors",
     "with_scales",
     "write_layer",
@@ -154,39 +155,43 @@ class Reader:
             raise LayerError(f"metadata {key} = {value!r}: must be {' or '.join(choices)}")
         return value
 
-    def names(self, key: str) -> frozenset[str]:
+    def names(self, key: str, known: tuple[str, ...] = OUTPUTS) -> frozenset[str]:
         """A metadata value that is a comma list of quantized tensors."""
         found = [part.strip() for part in self.metadata.get(key, "").split(",")]
         if found == [""]:
             return frozenset()
         for name in found:
-            if name not in OUTPUTS:
+            if name not in known:
                 raise LayerError(
-                    f"metadata {key}: unknown tensor {name!r}: must be among {', '.join(OUTPUTS)}"
+                    f"metadata {key}: unknown tensor {name!r}: must be among {', '.join(known)}"
                 )
         return frozenset(found)
 
-    def widths(self) -> dict[str, int]:
+    def widths(self, known: tuple[str, ...] = (*INPUTS, *OUTPUTS)) -> dict[str, int]:
         """The `bits.<tensor>` metadata."""
         widths = {}
         for key in sorted(self.metadata):
             name = key.removeprefix("bits.")
             if name == key:
                 continue
-            if name not in (*INPUTS, *OUTPUTS):
+            if name not in known:
                 raise LayerError(
-                    f"metadata {key}: unknown tensor {name!r}: must be among "
-                    f"{', '.join((*INPUTS, *OUTPUTS))}"
+                    f"metadata {key}: unknown tensor {name!r}: must be among {', '.join(known)}"
                 )
             widths[name] = int(self.choice(key, ("8", "16"), ""))
         return widths
 
-    def operand(self, name: str, bits: int | None, default: int) -> tuple[NDArray[Any], Scale]:
-        """One input: integers as they are, floats quantized to `bits`, or else `default`."""
+    def operand(
+        self, name: str, bits: int | None, default: int, axes: tuple[str, ...] = ()
+    ) -> tuple[NDArray[Any], Scale]:
+        """One input: integers as they are, floats quantized to `bits`, or else `default`.
+
+        axes : for messages, those of a layer's input if empty.
+        """
         stored = self.take(name, (*INTEGERS, *FLOATS))
         if len(stored.shape) != 2:
-            axes = ", ".join(Layer.AXES[name])
-            raise LayerError(f"{name}: rank {len(stored.shape)}: must be 2, [{axes}]")
+            layout = ", ".join(axes or Layer.AXES[name])
+            raise LayerError(f"{name}: rank {len(stored.shape)}: must be 2, [{layout}]")
         values = stored.array()
         if stored.dtype in INTEGERS:
             width = 8 * values.dtype.itemsize
@@ -285,6 +290,22 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise LayerFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_header(path: str | Path) -> tuple[set[str], dict[str, str]]:
+    """Names of the tensors and the metadata of a file, without reading the rest of it.
+
+    Both are empty for a file that cannot be read: whoever reads it says why.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            # The limit of safetensors itself, so that a wrong file is not read into memory.
+            header = json.loads(file.read(length)) if length <= 100_000_000 else {}
+        metadata = dict(header.pop("__metadata__", None) or {})
+        return set(header), metadata
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set(), {}
 
 
 def load_layer(path: str | Path) -> Layer:

@@ -32,7 +32,6 @@ are ignored, so that a layer file merged with an output is a layer file again.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -48,6 +47,7 @@ from systolora_sim.golden import OPTIMIZERS, Master, Optimizer
 from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError
 from systolora_sim.layerfile import LayerFileError, Reader, Stored
 from systolora_sim.numerics import ONE, ZERO, Scale
+from systolora_sim.productfile import is_product
 from systolora_sim.training import (
     FACTORS,
     LayerState,
@@ -362,6 +362,9 @@ def _layer_state(
     operands: dict[str, NDArray[Any]] = {}
     scales: dict[str, Scale] = {}
     with _located(file.path, name):
+        parts = {part for base in ADAPTERS for part in (base, f"{base}.master")}
+        if parts.isdisjoint(reader.tensors) and parts.isdisjoint(kept.tensors):
+            raise LayerError("lora_A: missing tensor: a frozen layer has nothing to train")
         widths = reader.widths()
         default = int(reader.choice("bits", ("8", "16"), "8"))
         for tensor in INPUTS:
@@ -424,6 +427,8 @@ def load_state(
         If a file cannot be read or breaks a rule, naming the file, the tensor and the rule.
     """
     options = options or Options()
+    if is_product(path):
+        raise LayerFileError(f"{path}: holds a bare product: there is nothing to train")
     file = _File(Path(path))
     state = file if resume is None else _File(Path(resume))
     if list(state.layers) != list(file.layers):
@@ -483,15 +488,7 @@ def holds_training(path: str | Path) -> bool:
 
     Says no to a file that cannot be read: whoever reads it says why.
     """
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            # The limit of safetensors itself, so that a wrong file is not read into memory.
-            header = json.loads(file.read(length)) if length <= 100_000_000 else {}
-        names = set(header)
-        metadata = header.get("__metadata__") or {}
-    except (OSError, ValueError, AttributeError):
-        return False
+    names, metadata = layerfile.read_header(path)
     only = _SHARED - {"seed", "step"} | {f"{b}{s}" for b in _STATE for s in ("", ".scale")}
     return "optimizer" in metadata or any("/" in name or name in only for name in names)
 
