@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,7 +23,8 @@ from systolora.config import AcceleratorConfig
 from systolora_sim.bench.wrapper import TOP, control_file, wrapper
 
 __all__ = ["BenchError", "Simulator", "build_simulator", "make_runner", "quiet_environment"]
-__all__ += ["build_component", "build_environment", "simulator_name", "tail"]
+__all__ += ["build_component", "build_environment", "cached_build", "simulator_name", "tail"]
+__all__ += ["package_version"]
 
 #: Options per simulator. The lint of the Core is a test of its own, and off here; in the wrapper a
 #: warning is an error, because it means ports of other widths: the Verilog of something else.
@@ -110,7 +111,8 @@ def build_environment(name: str) -> dict[str, str]:
     return {"PATH": os.pathsep.join(path), "MAKEFLAGS": _MAKEFLAGS}
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package, `none` if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -136,8 +138,7 @@ def _build(verilog: Path, top: str, texts: Mapping[str, str], cache: Path) -> Si
     """The simulator of a Verilog file, from `cache/<digest>` if it is there already.
 
     `texts` are further sources by file name: Verilog, and Verilator's `control.vlt`. The digest
-    covers all sources, the options and the tools' versions. A build happens beside the cache and is
-    moved in when complete, so an interrupted one leaves nothing behind that looks finished.
+    covers all sources, the options and the tools' versions.
 
     Raises
     ------
@@ -146,12 +147,60 @@ def _build(verilog: Path, top: str, texts: Mapping[str, str], cache: Path) -> Si
     """
     name = simulator_name()
     parts = [name, top, *_OPTIONS[name], _MAKEFLAGS, *texts.values()]
-    parts += [f"{p} {_version(p)}" for p in ("cocotb", "verilator")]
+    parts += [f"{p} {package_version(p)}" for p in ("cocotb", "verilator")]
+
+    def compile_in(work: Path) -> None:
+        log = work / "build.log"
+        for file, text in texts.items():
+            (work / file).write_text(text, encoding="utf-8")
+        sources = [verilog.resolve(), *(work / file for file in texts if file.endswith(".v"))]
+        if name == "verilator":
+            sources.insert(0, work / "control.vlt")
+        try:
+            make_runner(name).build(
+                sources=sources,
+                hdl_toplevel=top,
+                build_args=_OPTIONS[name],
+                build_dir=work,
+                timescale=("1ns", "1ps"),
+                log_file=log,
+            )
+        except (SystemExit, OSError, RuntimeError) as error:
+            raise BenchError(
+                f"{verilog}: {name} could not build it ({error}):\n{tail(log)}"
+            ) from None
+
+    return cached_build(name, parts, [verilog], cache, compile_in)
+
+
+def cached_build(
+    name: str,
+    parts: Iterable[str],
+    files: Iterable[Path],
+    cache: Path,
+    compile_in: Callable[[Path], None],
+) -> Simulator:
+    """The simulator `cache/<digest>`, by `compile_in` unless it is there already.
+
+    Parameters
+    ----------
+    name : the simulator's
+    parts, files : what the digest covers, texts and files
+    cache : directory of simulators
+    compile_in : builds in a directory that is beside the cache and moved in when complete, so an
+        interrupted build leaves nothing behind that looks finished; in the simulator's environment
+
+    Raises
+    ------
+    BenchError
+        If a file cannot be read, the simulator is not installed, or from `compile_in`.
+    """
     key = hashlib.sha256("\0".join(parts).encode())
-    try:
-        key.update(verilog.read_bytes())
-    except OSError as error:
-        raise BenchError(f"{verilog}: {error.strerror}") from None
+    for file in files:
+        try:
+            key.update(file.read_bytes())
+        except OSError as error:
+            raise BenchError(f"{file}: {error.strerror}") from None
     digest = key.hexdigest()[:16]
     final = cache / digest
     if (final / _STAMP).exists():
@@ -160,29 +209,11 @@ def _build(verilog: Path, top: str, texts: Mapping[str, str], cache: Path) -> Si
     cache.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
-    log = work / "build.log"
     try:
-        for file, text in texts.items():
-            (work / file).write_text(text, encoding="utf-8")
-        sources = [verilog.resolve(), *(work / file for file in texts if file.endswith(".v"))]
-        if name == "verilator":
-            sources.insert(0, work / "control.vlt")
         with _environment(build_environment(name)):
             if shutil.which("iverilog" if name == "icarus" else name) is None:
                 raise BenchError(f"{name}: not installed")
-            try:
-                make_runner(name).build(
-                    sources=sources,
-                    hdl_toplevel=top,
-                    build_args=_OPTIONS[name],
-                    build_dir=work,
-                    timescale=("1ns", "1ps"),
-                    log_file=log,
-                )
-            except (SystemExit, OSError, RuntimeError) as error:
-                raise BenchError(
-                    f"{verilog}: {name} could not build it ({error}):\n{tail(log)}"
-                ) from None
+            compile_in(work)
         for leftover in [*work.glob("*.o"), *work.glob("*.gch"), *work.glob("*.a")]:
             leftover.unlink()
         (work / _STAMP).write_text("", encoding="utf-8")

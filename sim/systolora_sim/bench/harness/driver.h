@@ -1,0 +1,28 @@
+// The C driver as a master of the registers.
+#ifndef SYSTOLORA_HARNESS_DRIVER_H
+#define SYSTOLORA_HARNESS_DRIVER_H
+
+#include <cstdint>
+
+#include "simulation.h"
+
+// In the order of the command `driver`.
+struct DriverProgram {
+    enum Field {
+        POLLS, ADDRESS, LENGTH, READ_BASE, READ_LIMIT, WRITE_BASE, WRITE_LIMIT, RUNS, WORD_BASE,
+        STEP, FIELDS
+    };
+    uint64_t fields[FIELDS] = {};
+};
+
+struct DriverResult {
+    int64_t status = 0;    // of the driver's call that decided
+    uint64_t fault = 0, index = 0;
+    uint64_t refused = 0;  // accesses that the design answered with an error
+};
+
+// Finds the device, submits the program and waits for its end, all through the driver.
+// Throws Stop as the simulation does, or "job" in a build without the driver.
+DriverResult run_driver(const DriverProgram& program, Simulation& simulation, LiteMaster& lite);
+
+#endif

@@ -1,0 +1,123 @@
+// A memory behind AXI4: one image, and every rule of the master's side checked.
+#ifndef SYSTOLORA_HARNESS_MEMORY_H
+#define SYSTOLORA_HARNESS_MEMORY_H
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "common.h"
+#include "pins.h"
+
+// Addresses first .. limit-1.
+struct Range {
+    uint64_t first, limit;
+
+    bool holds(uint64_t address, uint64_t bytes) const {
+        return address >= first && bytes <= limit - first && address - first <= limit - first - bytes;
+    }
+};
+
+struct InjectedError {
+    bool write;
+    Response response;
+    Range range;
+};
+
+struct MemorySettings {
+    uint64_t base = 0;
+    std::vector<uint8_t> image;
+    // Cycles from the address to the first beat, and from the last beat written to its response.
+    unsigned read_latency = 40, write_latency = 40;
+    // Bursts accepted and not finished, at most; 0: any number.
+    unsigned read_outstanding = 0, write_outstanding = 0;
+    // Data is written when it comes, or only when its response goes out.
+    bool write_late = false;
+    bool stalls = false;
+    uint64_t stall_seed = 0;
+    // Where the master may read and write; everywhere if there are none.
+    std::vector<Range> read_windows, write_windows;
+    std::vector<InjectedError> errors;
+};
+
+struct MemoryCounts {
+    uint64_t read_bursts = 0, read_beats = 0, write_bursts = 0, write_beats = 0, written_bytes = 0;
+};
+
+class Memory {
+public:
+    // Bytes of the image whose last write is recorded together.
+    static constexpr unsigned WORD = 64;
+
+    Memory(MemorySettings settings, unsigned bus_bytes);
+
+    // The pins to show in the coming cycle.
+    const MemoryPins& pins() const { return out_; }
+
+    // Takes what moved at the end of `cycle`, and decides on the pins of the next one.
+    // Returns whether anything moved. Throws Stop where a rule is broken.
+    bool step(uint64_t cycle, const MasterPins& master);
+
+    // A reset of master and memory: whatever is under way is forgotten, the image stays.
+    void reset();
+
+    // Checks what the master drives while it is in reset.
+    void check_reset(uint64_t cycle, const MasterPins& master) const;
+
+    // Whether a burst has had some of its beats, and not all.
+    bool in_read_burst() const { return !reads_.empty() && reads_.front().beat > 0; }
+    bool in_write_burst() const { return !writes_.empty() && writes_.front().beat > 0; }
+    bool idle() const {
+        return reads_.empty() && writes_.empty() && early_.empty() && answers_.empty();
+    }
+
+    const std::vector<uint8_t>& image() const { return settings_.image; }
+    // Replaces bytes of the image, as a host would; returns whether they are inside it.
+    bool put(uint64_t address, const std::vector<uint8_t>& bytes);
+    // Cycle of the last write to each WORD of the image; 0: none.
+    const std::vector<uint64_t>& last_writes() const { return last_writes_; }
+    const MemoryCounts& counts() const { return counts_; }
+
+private:
+    struct Burst {
+        uint64_t address;
+        unsigned beats, beat;
+        uint64_t ready_cycle;
+        Response response;
+    };
+    struct Beat {
+        uint64_t strobe;
+        bool last;
+        uint8_t data[MAX_BUS_BYTES];
+    };
+    struct Answer {
+        Response response;
+        uint64_t ready_cycle;
+        std::vector<std::pair<uint64_t, Beat>> late;
+    };
+
+    void check_stable(uint64_t cycle, const MasterPins& master);
+    void check_address(uint64_t cycle, const char* name, const AddressChannel& channel) const;
+    bool permitted(const std::vector<Range>& windows, uint64_t address, uint64_t bytes) const;
+    Response respond(bool write, uint64_t address) const;
+    void take_beat(uint64_t cycle, const Beat& beat);
+    void apply(uint64_t cycle, uint64_t address, const Beat& beat);
+    void next_read(uint64_t cycle, bool moved);
+    void next_write(uint64_t cycle, const MasterPins& master, bool moved);
+
+    MemorySettings settings_;
+    unsigned bus_bytes_, size_;
+    MemoryPins out_;
+    MasterPins before_;  // what had to stay: valid only where it was not taken
+    std::deque<Burst> reads_, writes_;
+    std::deque<Beat> early_;  // data whose address has not come
+    std::vector<std::pair<uint64_t, Beat>> late_;  // of the burst being written
+    std::deque<Answer> answers_;
+    std::vector<uint64_t> last_writes_;
+    MemoryCounts counts_;
+    Stalls stall_ar_, stall_aw_, stall_w_, stall_r_, stall_b_;
+    Random random_;
+    unsigned order_ = 0;  // which of AW and W waits for the other
+};
+
+#endif
