@@ -8,13 +8,14 @@ Imports neither amaranth nor numpy. Fields are packed least significant first.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 from .config import AcceleratorConfig
 
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STEP_WORD", "STICKY",
     "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
-    "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
+    "DocumentedEnum", "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
     "CONTROL", "DESCRIPTORS", "DESCRIPTOR_BYTES", "EXEC", "LOAD", "PROGRAM_MAX", "POST_DESCRIPTOR",
     "Action", "Buffer", "Fault", "Kind", "Layout",
     "COUNTERS", "DEVICE_ID", "REGISTERS", "REGISTER_ADDRESS_BITS", "REGISTER_BITS",
@@ -35,72 +36,84 @@ COL_STEP = 0x85EBCA6B
 STEP_WORD = 0xC2B2AE35
 
 
-class Dataflow(IntEnum):
+class DocumentedEnum(IntEnum):
+    """Integers with names; `doc` says what a member means."""
+
+    doc: str
+
+    def __new__(cls, value: int, doc: str) -> Self:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+
+class Dataflow(DocumentedEnum):
     """Which operand stays in the PE."""
 
-    WS = 0
-    OS = 1
+    WS = 0, "weights stationary: the tile of `wgt` stays"
+    OS = 1, "outputs stationary: the sums stay"
 
 
-class Edge(IntEnum):
+class Edge(DocumentedEnum):
     """Where a stationary tile enters: LEFT transposes it on the way."""
 
-    TOP = 0
-    LEFT = 1
+    TOP = 0, "a line is a row of the tile"
+    LEFT = 1, "a line is a column of the tile: it is transposed on the way"
 
 
-class Source(IntEnum):
+class Source(DocumentedEnum):
     """Where a row operation reads its rows."""
 
-    BUFFER = 0
-    STREAM = 1
+    BUFFER = 0, "the accumulator buffer"
+    STREAM = 1, "`acc_in`; of a descriptor: memory"
 
 
-class Mode(IntEnum):
+class Mode(DocumentedEnum):
     """What a row operation does to a value before anything else."""
 
-    RAW = 0  # nothing
-    ACC = 1  # rescale, saturate to the accumulator
-    INT8 = 2  # rescale, saturate to -127..127, leave on `result`
-    INT16 = 3  # rescale, saturate to -32767..32767, leave on `result`
+    RAW = 0, "nothing"
+    ACC = 1, "rescale, saturate to the accumulator"
+    INT8 = 2, "rescale, saturate to -127..127, leave on `result`"
+    INT16 = 3, "rescale, saturate to -32767..32767, leave on `result`"
 
 
-class Limit(IntEnum):
+class Limit(DocumentedEnum):
     """Ranges of a row operation's rescaled term and of its value."""
 
-    ACC = 0  # the accumulator, both
-    ACC32 = 1  # signed 32 bits, both
-    INT16 = 2  # signed 32 bits; -32767..32767 (numerics section 6)
+    ACC = 0, "the accumulator, both"
+    ACC32 = 1, "signed 32 bits, both"
+    INT16 = 2, "signed 32 bits; -32767..32767 (numerics section 6)"
 
 
-class Status(IntEnum):
+class Status(DocumentedEnum):
     """Which sticky bit a saturation of a row operation sets."""
 
-    ACC_SAT = 0  # acc_sat, of the term or of the value
-    MASTER = 1  # master_range, of the value only
-    MOMENTUM = 2  # momentum_range, of the value only
-    NONE = 3
+    ACC_SAT = 0, "acc_sat, of the term or of the value"
+    MASTER = 1, "master_range, of the value only"
+    MOMENTUM = 2, "momentum_range, of the value only"
+    NONE = 3, "none"
 
 
-class Opcode(IntEnum):
+class Opcode(DocumentedEnum):
     """Commands of the `post` stream."""
 
-    NOP = 0  # only its token bits
-    ROWS = 1  # the row operation
-    BIAS = 2  # bias row = the next `acc_in` beat
-    COLLECT = 3  # amax[dst] = max(amax[dst], lanes' maxima); clears the lanes' maxima
-    AMAX_SET = 4  # amax[dst] = imm
-    AMAX_READ = 5  # info <- amax[src_a]
-    SCALE_SET = 6  # scale[dst] = imm, a SCALE
-    SCALE_MUL = 7  # scale[dst] = mul(scale[src_a], scale[src_b])
-    SCALE_DIV = 8  # scale[dst] = div(scale[src_a], scale[src_b])
-    SCALE_AMAX = 9  # scale[dst] = from_int(amax[src_a])
-    SCALE_READ = 10  # info <- scale[src_a]
-    SCALE_LOAD = 11  # scale[dst] = (m, e) from lanes 0 and 1 of the next `acc_in` beat
-    AMAX_LOAD = 12  # amax[dst] = lane 0 of the next `acc_in` beat, unsigned
-    AMAX_SELECT = 13  # amax[dst] = amax[src_a], or amax[src_b] if that is 0: then `delayed` rests
-    STICKY_LOAD = 14  # the Core's sticky bits = low bits of lane 0 of the next `acc_in` beat
-    STICKY_READ = 15  # info.amax <- the Core's sticky bits
+    NOP = 0, "only its token bits"
+    ROWS = 1, "the row operation"
+    BIAS = 2, "bias row = the next `acc_in` beat"
+    COLLECT = 3, "amax[dst] = max(amax[dst], lanes' maxima); clears the lanes' maxima"
+    AMAX_SET = 4, "amax[dst] = imm"
+    AMAX_READ = 5, "info <- amax[src_a]"
+    SCALE_SET = 6, "scale[dst] = imm, a SCALE"
+    SCALE_MUL = 7, "scale[dst] = mul(scale[src_a], scale[src_b])"
+    SCALE_DIV = 8, "scale[dst] = div(scale[src_a], scale[src_b])"
+    SCALE_AMAX = 9, "scale[dst] = from_int(amax[src_a])"
+    SCALE_READ = 10, "info <- scale[src_a]"
+    SCALE_LOAD = 11, "scale[dst] = (m, e) from lanes 0 and 1 of the next `acc_in` beat"
+    AMAX_LOAD = 12, "amax[dst] = lane 0 of the next `acc_in` beat, unsigned"
+    AMAX_SELECT = 13, "amax[dst] = amax[src_a], or amax[src_b] if that is 0: then `delayed` rests"
+    STICKY_LOAD = 14, "the Core's sticky bits = low bits of lane 0 of the next `acc_in` beat"
+    STICKY_READ = 15, "info.amax <- the Core's sticky bits"
 
 
 @dataclass(frozen=True)
@@ -175,54 +188,54 @@ DESCRIPTOR_BYTES = 64
 PROGRAM_MAX = (1 << 18) - 1
 
 
-class Kind(IntEnum):
+class Kind(DocumentedEnum):
     """Descriptor kinds. 0 is none, so that a program which runs into zeros stops."""
 
-    LOAD = 1
-    EXEC = 2
-    POST = 3
-    CONTROL = 4
+    LOAD = 1, "memory to an operand buffer"
+    EXEC = 2, "buffers through the array to accumulators"
+    POST = 3, "a post command with its memory"
+    CONTROL = 4, "of the program itself"
 
 
-class Buffer(IntEnum):
+class Buffer(DocumentedEnum):
     """Where a LOAD puts its rows."""
 
-    ACT = 0
-    WGT = 1
+    ACT = 0, "activation buffer"
+    WGT = 1, "stationary buffer, S banks"
 
 
-class Layout(IntEnum):
+class Layout(DocumentedEnum):
     """Which bank of the stationary buffer row i of a LOAD goes to, with g rows per bank."""
 
-    PLAIN = 0  # bank 0 (or the activation buffer)
-    LEFT = 1  # bank (i / g) % S, g = C/S: tiles that enter from the left
-    TOP = 2  # bank (i / g) % S, g = R/S: tiles that enter from the top
+    PLAIN = 0, "bank 0 (or the activation buffer)"
+    LEFT = 1, "bank (i / g) % S, g = C/S: tiles that enter from the left"
+    TOP = 2, "bank (i / g) % S, g = R/S: tiles that enter from the top"
 
 
-class Action(IntEnum):
+class Action(DocumentedEnum):
     """What a CONTROL descriptor does."""
 
-    NOP = 0
-    END = 1  # the run ends when all earlier descriptors have
-    STEP = 2  # WORD_BASE += STEP_WORD, STEP += 1, for the descriptors that follow
+    NOP = 0, "nothing"
+    END = 1, "the run ends when all earlier descriptors have"
+    STEP = 2, "WORD_BASE += STEP_WORD, STEP += 1, for the descriptors that follow"
 
 
-class Fault(IntEnum):
+class Fault(DocumentedEnum):
     """Error codes. Of a descriptor, the first that applies, in this order."""
 
-    NONE = 0
-    KIND = 1  # no such kind of descriptor
-    FIELD = 2  # a field outside its values, or a bit set that belongs to no field
-    BUFFER = 3  # beyond the end of an on-chip buffer, or not in one accumulator bank
-    ALIGN = 4  # a memory address or stride breaks the alignment rule
-    WINDOW = 5  # outside the permitted memory window
-    TOKEN = 6  # a wait that no earlier descriptor answers, or more than 255 tokens
-    END = 7  # the program's length was reached without END
-    READ_SLAVE = 8  # the memory answered a read with SLVERR
-    READ_DECODE = 9  # the memory answered a read with DECERR
-    WRITE_SLAVE = 10  # the memory answered a write with SLVERR
-    WRITE_DECODE = 11  # the memory answered a write with DECERR
-    ABORTED = 12  # CONTROL.abort was written
+    NONE = 0, "no fault"
+    KIND = 1, "no such kind of descriptor"
+    FIELD = 2, "a field outside its values, or a bit set that belongs to no field"
+    BUFFER = 3, "beyond the end of an on-chip buffer, or not in one accumulator bank"
+    ALIGN = 4, "a memory address or stride breaks the alignment rule"
+    WINDOW = 5, "outside the permitted memory window"
+    TOKEN = 6, "a wait that no earlier descriptor answers, or more than 255 tokens"
+    END = 7, "the program's length was reached without END"
+    READ_SLAVE = 8, "the memory answered a read with SLVERR"
+    READ_DECODE = 9, "the memory answered a read with DECERR"
+    WRITE_SLAVE = 10, "the memory answered a write with SLVERR"
+    WRITE_DECODE = 11, "the memory answered a write with DECERR"
+    ABORTED = 12, "CONTROL.abort was written"
 
 
 LOAD: tuple[Field, ...] = (
@@ -317,10 +330,16 @@ REGISTER_VERSION = (1, 0)
 
 @dataclass(frozen=True)
 class RegisterField(Field):
-    """A field of a register; with an access of its own where it differs from the register's."""
+    """A field of a register.
+
+    access : where it differs from the register's
+    reset : value after a reset
+    values : names of its values
+    """
 
     access: str = ""
     reset: int = 0
+    values: type[DocumentedEnum] | None = None
 
 
 @dataclass(frozen=True)
@@ -451,7 +470,7 @@ REGISTERS: dict[str, Register] = {
             "state of the run",
         ),
         Register(
-            "ERROR", 0x028, "ro", (RegisterField("code", 4, "Fault"),),
+            "ERROR", 0x028, "ro", (RegisterField("code", 4, "Fault", values=Fault),),
             "why the run ended; start clears it",
         ),
         Register(
