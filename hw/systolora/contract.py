@@ -28,6 +28,13 @@ TOKENS_MAX = 255
 
 #: Sticky status bits by position (numerics section 5).
 STICKY = ("scale_range", "acc_sat", "clip_delayed", "master_range", "momentum_range")
+_STICKY_DOC = (
+    "the exponent of a Scale saturated",
+    "an accumulator saturated",
+    "a value clipped in delayed quantization",
+    "a master copy saturated",
+    "a momentum saturated",
+)
 
 #: Steps of the random word per row and per column of the logical tensor (numerics.md section 7).
 ROW_STEP = 0x9E3779B9
@@ -502,7 +509,7 @@ REGISTERS: dict[str, Register] = {
         _word("STEP", 0x058, "rw", "number of the training step; CONTROL STEP advances it"),
         Register(
             "STICKY", 0x05C, "w1c",
-            tuple(RegisterField(name, 1, "numerics section 5") for name in STICKY),
+            tuple(RegisterField(n, 1, doc) for n, doc in zip(STICKY, _STICKY_DOC, strict=True)),
             "what has happened since the bit was cleared",
         ),
         *_pair("READ_BASE", 0x060, "rw", "first address of the read window"),
