@@ -69,3 +69,14 @@ async def silent(ctx: Any, port: Any, cycles: int) -> None:
     for _ in range(cycles):
         *_, valid = await ctx.tick().sample(port.valid)
         assert not valid, "a beat too many"
+
+
+def watchdog(cycles: int) -> Callable[[Any], Any]:
+    """A background testbench that fails after so many cycles, instead of waiting for ever."""
+
+    async def bark(ctx: Any) -> None:
+        for _ in range(cycles):
+            await ctx.tick()
+        raise AssertionError(f"not done after {cycles} cycles")
+
+    return bark

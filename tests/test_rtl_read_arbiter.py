@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from axi_memory import AxiMemory
-from stream_patterns import PATTERNS, Pattern, never, randomly, send
+from stream_patterns import PATTERNS, Pattern, never, randomly, send, watchdog
 from systolora.rtl.memory_reader import MemoryReader
 from systolora.rtl.read_arbiter import ReadArbiter
 from systolora.rtl.regions import MemoryCode, RegionLayout
@@ -94,6 +94,7 @@ def run(
     for number in range(CLIENTS):
         add(number)
     sim.add_testbench(memory.reader(arbiter.m_axi), background=True)
+    sim.add_testbench(watchdog(20_000), background=True)
     sim.run()
     return memory
 

@@ -9,7 +9,7 @@ import pytest
 from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
-from stream_patterns import Pattern, never, randomly, rarely, send, silent, take
+from stream_patterns import Pattern, never, randomly, rarely, send, silent, take, watchdog
 from systolora.rtl.layouts import StreamReadLayout
 from systolora.rtl.memory_reader import BeatLayout
 from systolora.rtl.regions import MemoryCode, RegionLayout
@@ -203,6 +203,7 @@ class Bench:
         for bench in (produce, give_tokens, take_requests, answer, take_rows):
             sim.add_testbench(bench)
         sim.add_testbench(watch, background=True)
+        sim.add_testbench(watchdog(20_000), background=True)
         sim.run()
 
 

@@ -25,9 +25,8 @@ def _pick(words: list[Value], index: Signal) -> Value:
     return words[0]
 
 
-def _extend(value: Signal, bits: int) -> Value:
-    """The low bits of `value`, or its sign extended: no Signal, whose bits Verilog would assign
-    to one another."""
+def _extend(value: Signal, bits: int):
+    """The low bits of `value`, its sign extended; a wider Signal would feed its own upper bits."""
     return Cat(value[:bits], value[-1].replicate(max(0, bits - len(value))))
 
 
