@@ -23,9 +23,12 @@ __attribute__((format(printf, 1, 2))) inline std::string text(const char* format
     return buffer;
 }
 
+// For %llu.
+inline unsigned long long wide(uint64_t value) { return value; }
+
 // A rule of AXI that the design broke.
 [[noreturn]] inline void violation(uint64_t cycle, const std::string& what) {
-    throw Stop{"violation", text("cycle %llu: ", static_cast<unsigned long long>(cycle)) + what};
+    throw Stop{"violation", text("cycle %llu: ", wide(cycle)) + what};
 }
 
 // Uniform 64-bit words from a seed: a counter whose bits are mixed.

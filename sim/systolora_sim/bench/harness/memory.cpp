@@ -8,8 +8,6 @@ constexpr uint64_t BOUNDARY = 4096;
 constexpr size_t EARLY_BEATS = 512;
 constexpr unsigned INCR = 1;
 
-unsigned long long wide(uint64_t value) { return value; }
-
 // ~0 in the low `bytes` bits.
 uint64_t all_strobes(unsigned bytes) { return bytes == 64 ? ~0ULL : (1ULL << bytes) - 1; }
 

@@ -150,29 +150,40 @@ bool read_command(Job& job, const std::string& name, Line& line) {
 class Events {
 public:
     void begin(const Command& command) {
+        open_ = true;
         text_ += text_.empty() ? "\n  " : ",\n  ";
         text_ += "{\"do\": \"" + command.name + "\"";
     }
     void add(const char* name, uint64_t value) {
-        text_ += text(", \"%s\": %llu", name, static_cast<unsigned long long>(value));
+        text_ += text(", \"%s\": %llu", name, wide(value));
     }
-    void end() { text_ += "}"; }
+    // The end of the object that is begun, if one is.
+    void end() {
+        if (open_) text_ += "}";
+        open_ = false;
+    }
     const std::string& str() const { return text_; }
 
 private:
     std::string text_;
+    bool open_ = false;
 };
+
+// A number of a command that goes to a register.
+uint32_t word(uint64_t number) {
+    if (number >> 32) throw Stop{"job", text("%#llx: must fit 32 bits", wide(number))};
+    return static_cast<uint32_t>(number);
+}
 
 void run_command(const Command& command, Simulation& simulation, Memory& memory, LiteMaster& lite,
                  Events& events) {
     const auto& numbers = command.numbers;
     if (command.name == "write") {
-        simulation.write(static_cast<uint32_t>(numbers[0]), static_cast<uint32_t>(numbers[1]),
-                         numbers.size() > 2 ? static_cast<unsigned>(numbers[2]) : 0xF);
+        simulation.write(word(numbers[0]), word(numbers[1]), numbers.size() > 2 ? word(numbers[2]) : 0xF);
         events.add("response", lite.response());
         events.add("accepted", lite.accepted());
     } else if (command.name == "read") {
-        simulation.read(static_cast<uint32_t>(numbers[0]));
+        simulation.read(word(numbers[0]));
         events.add("response", lite.response());
         events.add("value", lite.value());
     } else if (command.name == "wait") {

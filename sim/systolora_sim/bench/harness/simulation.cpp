@@ -26,8 +26,6 @@ constexpr uint64_t PERIOD = 10;
 
 volatile std::sig_atomic_t interrupted = 0;
 
-unsigned long long wide(uint64_t value) { return value; }
-
 }  // namespace
 
 #if VM_TRACE
