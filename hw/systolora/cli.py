@@ -73,14 +73,17 @@ examples:
 
 _ADAPTER = """\
 Converts the adapters of a safetensors file, of one layer (lora_A, lora_B) or of several
-(<layer>/lora_A, ...): `import` chooses the scales of the int16 masters that training updates,
-`export` gives float32 back."""
+(<layer>/lora_A, ...), or with the names of PEFT, diffusers or kohya's scripts: `import` chooses the
+scales of the int16 masters that training updates, `export` gives float32 back, with the names that
+were imported unless --format says otherwise."""
 
 _ADAPTER_EXAMPLE = """\
 examples:
   systolora adapter import lora.safetensors -o masters.safetensors
   systolora run layer.safetensors --resume masters.safetensors --optimizer sgd --lr 0.1 -o state
-  systolora adapter export state -o trained.safetensors"""
+  systolora adapter export state -o trained.safetensors
+  systolora adapter export lora.safetensors -o peft.safetensors --format peft
+      the same adapter with other names"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -290,22 +293,42 @@ def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog=_ADAPTER_EXAMPLE,
     )
     actions = adapter.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, form, text in (
-        ("import", "int16", "masters with their scales, for `run --resume`"),
-        ("export", "float32", "lora_A and lora_B as the ecosystem stores them"),
+    made = []
+    for name, text in (
+        ("import", "int16 masters with their scales, for `run --resume`"),
+        ("export", "lora_A and lora_B for others, as float32 or as integers with scales"),
     ):
         action = actions.add_parser(name, help=text, description=f"Writes {text}.")
         action.add_argument("adapter", metavar="IN.safetensors", type=Path)
         action.add_argument(
             "-o", "--output", metavar="OUT.safetensors", type=Path, required=True
         )  # fmt: skip
-        action.set_defaults(function=_adapter, form=form)
+        action.add_argument(
+            "--alpha", metavar="X", type=_real, help="alpha of layers whose file does not tell it"
+        )
+        made.append(action)
+    imports, exports = made
+    imports.set_defaults(function=_adapter, form="int16", format="plain")
+    exports.add_argument(
+        "--format",
+        choices=("plain", "peft", "diffusers", "kohya"),
+        help="whose names the tensors have (default: those of the file that was imported)",
+    )
+    exports.add_argument(
+        "--form",
+        choices=("float32", "int16"),
+        default="float32",
+        help="float32 (default), or the int16 masters with their scales",
+    )
+    exports.set_defaults(function=_adapter)
 
 
 def _adapter(args: argparse.Namespace) -> None:
     from systolora_sim.adapters import convert_adapters
 
-    convert_adapters(args.adapter, args.output, args.form)
+    convert_adapters(
+        args.adapter, args.output, args.form, scheme=args.format, alpha=args.alpha, note=_note
+    )
 
 
 def _generate(args: argparse.Namespace) -> None:

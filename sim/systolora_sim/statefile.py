@@ -33,7 +33,7 @@ are ignored, so that a layer file merged with an output is a layer file again.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from systolora.contract import STICKY
 from systolora_sim import calibrate, layerfile, numerics
 from systolora_sim.golden import OPTIMIZERS, Master, Optimizer
-from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError
+from systolora_sim.layer import ADAPTERS, INPUTS, OUTPUTS, Layer, LayerError
 from systolora_sim.layerfile import LayerFileError, Reader, Stored
 from systolora_sim.numerics import ONE, ZERO, Scale
 from systolora_sim.productfile import is_product
@@ -58,9 +58,11 @@ from systolora_sim.training import (
     new_master,
 )
 
-__all__ = ["Options", "holds_training", "load_masters", "load_state", "write_training"]
+__all__ = ["ADAPTER_KEY", "Options", "holds_training", "load_gains", "load_masters", "load_state"]
+__all__ += ["adapter_metadata", "write_training"]
 
-ADAPTERS = ("lora_A", "lora_B")
+#: Metadata that `systolora_sim.adapters` writes about names; it passes through training unread.
+ADAPTER_KEY = "adapter"
 _RESULTS = (*OUTPUTS, "Y_acc", "dA", "dB")
 _FACTORS = tuple(name for names in FACTORS.values() for name in names)
 #: Tensors that stand once, without a layer's prefix.
@@ -395,7 +397,8 @@ def _layer_state(
             name=title,
             scales=scales,
             index=index,
-            gain=reader.gain(),
+            # An imported adapter brings its gain along.
+            gain=reader.gain() if reader.has("gain") or not kept.has("gain") else kept.gain(),
             **operands,
             **reader.settings(),
         )
@@ -403,6 +406,25 @@ def _layer_state(
         layer = replace(layer, amax=records)
         a, b = masters["lora_A"], masters["lora_B"]
         return LayerState(layer=layer, a=a, b=b, sticky=sticky), unscaled
+
+
+def _other_gains(file: _File, state: _File) -> list[str]:
+    """A sentence for each layer whose two files have different gains: the layer file's counts."""
+    sentences = []
+    for name, reader in file.layers.items():
+        kept = state.layers[name]
+        if reader.has("gain") and kept.has("gain"):
+            with _located(state.path, name):
+                theirs = kept.gain()
+            with _located(file.path, name):
+                ours = reader.gain()
+            if theirs != ours:
+                where = f"{name}/gain" if name else "gain"
+                unused, used = (f"{calibrate.to_float(gain):.6g}" for gain in (theirs, ours))
+                sentences.append(
+                    f"{state.path}: {where} {unused} is not used: {file.path} says {used}"
+                )
+    return sentences
 
 
 def load_state(
@@ -442,6 +464,9 @@ def load_state(
     if note is not None:
         for sentence in _overruled(optimizer, options):
             note(f"{source.path}: {sentence}")
+        if state is not file:
+            for sentence in _other_gains(file, state):
+                note(sentence)
     layers: dict[str, LayerState] = {}
     wanted: list[tuple[str, str]] = []
     for index, name in enumerate(file.layers):
@@ -483,6 +508,23 @@ def load_masters(path: str | Path) -> dict[str, dict[str, tuple[NDArray[np.int16
     return masters
 
 
+def load_gains(path: str | Path) -> dict[str, Scale]:
+    """The gains alpha / r of a file's layers, of those that have one.
+
+    Raises
+    ------
+    LayerFileError
+        If the file cannot be read or breaks a rule.
+    """
+    file = _File(Path(path))
+    gains: dict[str, Scale] = {}
+    for name, reader in file.layers.items():
+        if reader.has("gain"):
+            with _located(file.path, name):
+                gains[name] = reader.gain()
+    return gains
+
+
 def holds_training(path: str | Path) -> bool:
     """Whether a file's header has something that only files for training have.
 
@@ -493,6 +535,19 @@ def holds_training(path: str | Path) -> bool:
     return "optimizer" in metadata or any("/" in name or name in only for name in names)
 
 
+def adapter_metadata(path: str | Path, resume: str | Path | None = None) -> dict[str, str]:
+    """What the state's file remembers of its adapters' names, for the output to remember.
+
+    The file that resumes goes before the layer file, as its masters do.
+    """
+    for source in (resume, path):
+        if source is not None:
+            _, metadata = layerfile.read_header(source)
+            if ADAPTER_KEY in metadata:
+                return {ADAPTER_KEY: metadata[ADAPTER_KEY]}
+    return {}
+
+
 # Writing --------------------------------------------------------------------------------------
 
 
@@ -501,10 +556,13 @@ def _optimizer_scales(optimizer: Optimizer) -> dict[str, Scale]:
     return {"lr": optimizer.lr, "wd": optimizer.weight_decay, **factors}
 
 
-def write_training(path: str | Path, result: TrainingResult) -> None:
+def write_training(
+    path: str | Path, result: TrainingResult, more: Mapping[str, str] | None = None
+) -> None:
     """Writes each layer's last results and the state after them; a state file to go on from.
 
-    The bytes depend on the result alone, so that backends can be compared by file.
+    `more` is metadata that is carried on. The bytes depend on that and on the result alone, so that
+    backends can be compared by file.
 
     Raises
     ------
@@ -516,7 +574,7 @@ def write_training(path: str | Path, result: TrainingResult) -> None:
     tensors = {f"{name}.scale": np.array(scale, np.int32) for name, scale in scales.items()}
     for name, value in (("seed", state.seed), ("step", state.step)):
         tensors[name] = np.array([value], np.int32)
-    metadata = {"optimizer": state.optimizer.kind}
+    metadata = {**(more or {}), "optimizer": state.optimizer.kind}
     for name, layer in state.layers.items():
         prefix = f"{name}/" if name else ""
         metadata[f"{prefix}sticky"] = ",".join(sorted(layer.sticky))

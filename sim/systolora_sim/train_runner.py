@@ -15,7 +15,7 @@ from systolora_sim.calibrate import to_float
 from systolora_sim.compiler import CompileError, act_beats, check_layer
 from systolora_sim.layer import LayerError
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
-from systolora_sim.statefile import Options, load_state, write_training
+from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
 from systolora_sim.training import (
     TrainingResult,
     TrainingState,
@@ -163,7 +163,7 @@ def train_file(
         raise RunError(f"{layer_path}: {error}") from None
     if json_path is not None:
         runner.write_json(json_path, _report(state, result, backend, config, records))
-    write_training(out_path, result)
+    write_training(out_path, result, adapter_metadata(layer_path, resume))
     return result
 
 
