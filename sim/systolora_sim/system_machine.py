@@ -6,11 +6,9 @@ program order, which their tokens always allow; what a POST does to its rows is 
 the tokens allow could give another result (`system_order`), and that nothing undefined matters.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from systolora.config import AcceleratorConfig
@@ -28,9 +26,11 @@ from systolora.contract import (
     Layout,
     Mode,
     Opcode,
+    Source,
 )
 from systolora_sim.machine import POISON, Machine, MachineError
 from systolora_sim.program import PostCommand
+from systolora_sim.strided import strided, strided_once
 from systolora_sim.system_checks import (
     Checker,
     Extent,
@@ -41,6 +41,8 @@ from systolora_sim.system_checks import (
     post_reads,
     post_writes,
 )
+from systolora_sim.system_defined import Defined, UndefinedError
+from systolora_sim.system_order import OrderProof
 
 __all__ = ["Counters", "Memory", "RunResult", "SystemMachine", "UndefinedError"]
 
@@ -50,10 +52,6 @@ POISON_BYTE = 0xA5
 #: (2^22 products of two int16 are below 2^53).
 CHUNK = 1 << 22
 _WORD = (1 << 32) - 1
-
-
-class UndefinedError(MachineError):
-    """A program whose result depends on something that was never written."""
 
 
 class Memory:
@@ -170,6 +168,9 @@ class SystemMachine:
         self._bank_bytes = config.wgt_bytes // config.segments
         self._counters = Counters()
         self._word_base = self._step = 0
+        self._index = 0
+        self._proof = OrderProof(config, memory.base, memory.data.size) if strict else None
+        self._defined = Defined(config)
 
     def run(
         self, program_address: int, length: int, runs: int = 1, word_base: int = 0, step: int = 0
@@ -199,12 +200,17 @@ class SystemMachine:
         program = self.memory.read(address, size)
         self._counters.bytes_read += size
         checker = Checker(self.config, self.read_window, self.write_window)
+        if self._proof is not None:
+            self._proof.begin(address, size)
         for index in range(length):
             start = index * DESCRIPTOR_BYTES
             fault, kind, f = checker.check(program[start : start + DESCRIPTOR_BYTES])
             if fault != Fault.NONE:
                 return fault, index
             self._counters.descriptors += 1
+            self._index = index
+            if self._proof is not None and kind is not None:
+                self._proof.descriptor(kind, f)
             if kind == Kind.LOAD:
                 self._load(f)
             elif kind == Kind.EXEC:
@@ -225,8 +231,11 @@ class SystemMachine:
         rows = self.memory.rows(extent)
         padded = -(-extent.row_bytes // config.bus_bytes) * config.bus_bytes
         self._counters.bytes_read += extent.rows * padded
+        if self._proof is not None:
+            self._proof.loaded(extent)
         if f["buffer"] == Buffer.ACT:
-            self._fill(self.act, rows, f["base"], f["row_step"], config.act_entry_bytes, padded)
+            entry = config.act_entry_bytes
+            self._fill(False, rows, f["base"] * entry, f["row_step"] * entry, padded)
             return
         if f["layout"] == Layout.PLAIN:
             places = {0: np.arange(extent.rows)}
@@ -234,53 +243,48 @@ class SystemMachine:
             group = config.left_load if f["layout"] == Layout.LEFT else config.top_load
             bank = np.arange(extent.rows) // group % config.segments
             places = {s: np.flatnonzero(bank == s) for s in range(config.segments)}
+        entry = config.wgt_entry_bytes
         for s, index in places.items():
-            bank = self.wgt[s * self._bank_bytes : (s + 1) * self._bank_bytes]
-            self._fill(bank, rows[index], f["base"], f["row_step"], config.wgt_entry_bytes, padded)
+            start = s * self._bank_bytes + f["base"] * entry
+            self._fill(True, rows[index], start, f["row_step"] * entry, padded)
 
-    def _fill(
-        self,
-        bank: NDArray[np.uint8],
-        rows: NDArray[np.uint8],
-        base: int,
-        row_step: int,
-        entry: int,
-        padded: int,
-    ) -> None:
-        """Writes rows [n, row_bytes] at every `row_step`-th entry of a bank from `base` on."""
+    def _fill(self, wgt: bool, rows: NDArray[np.uint8], start: int, step: int, padded: int) -> None:
+        """Writes rows [n, row_bytes], padded, every `step` bytes from `start` of a buffer on."""
         count, row_bytes = rows.shape
         if count == 0:
             return
-        step = row_step * entry
-        target = strided(bank, base * entry, (count, padded), (step, 1))
-        if count > 1 and step < padded:  # rows that overlap: the later one stays
-            for n in range(count):
-                target[n, :row_bytes] = rows[n]
-                target[n, row_bytes:] = POISON_BYTE
-        else:
-            target[:, :row_bytes] = rows
-            target[:, row_bytes:] = POISON_BYTE
+        if self._proof is not None:
+            self._proof.filled(wgt, start, count, step, padded)
+        overlap = count > 1 and step < padded
+        places = (start, (count, padded), (step, 1))
+        target = strided(self.wgt if wgt else self.act, *places)
+        marks = strided(self._defined.wgt if wgt else self._defined.act, *places)
+        # Rows that overlap go one by one: the later one stays
+        for part in map(slice, range(count), range(1, count + 1)) if overlap else [slice(None)]:
+            target[part, :row_bytes] = rows[part]
+            target[part, row_bytes:] = POISON_BYTE
+            if self.strict:
+                marks[part, :row_bytes] = True
+                marks[part, row_bytes:] = False
 
     # EXEC -----------------------------------------------------------------------------------
 
-    def _act(self, buffer: NDArray, f: Fields) -> NDArray:
-        """The streamed operand in a buffer of bytes or their marks: [repeat, length, R, planes]."""
+    def _act(self, f: Fields) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Where the streamed operand lies: bytes [repeat, length, R, planes]."""
         unit, planes = self.config.act_unit, 2 if f["act_wide"] else 1
-        return strided(
-            buffer,
+        return (
             f["act_base"] * unit,
             (f["repeat"], f["length"], self.config.rows, planes),
             (f["act_step"] * unit, f["act_stride"] * unit, planes, 1),
         )
 
-    def _wgt(self, buffer: NDArray, f: Fields) -> NDArray:
+    def _wgt(self, f: Fields) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """The stationary (OS: top) operand: [repeat, S (OS: 1), lines, elements, planes]."""
         config, unit, planes = self.config, self.config.wgt_unit, 2 if f["wgt_wide"] else 1
         shape = exec_shape(config, f)
         banks = 1 if f["dataflow"] == Dataflow.OS else config.segments
         elements = shape.line_units * unit // planes
-        return strided(
-            buffer,
+        return (
             f["wgt_base"] * unit,
             (f["repeat"], banks, shape.lines, elements, planes),
             (f["wgt_step"] * unit, self._bank_bytes, f["wgt_stride"] * unit, planes, 1),
@@ -290,19 +294,60 @@ class SystemMachine:
         config = self.config
         repeat, length, last = f["repeat"], f["length"], f["last"]
         os = f["dataflow"] == Dataflow.OS
-        self._counters.macs += length * f["cols"] * ((repeat - 1) * config.rows + last)
-        act = _elements(self._act(self.act, f))
-        wgt = _elements(self._wgt(self.wgt, f))
+        passes = (1 + f["act_wide"]) * (1 + f["wgt_wide"])
+        self._counters.macs += passes * length * f["cols"] * ((repeat - 1) * config.rows + last)
+        if self._proof is not None:
+            self._proof.fed(f)
+        act = _elements(strided(self.act, *self._act(f)))
+        wgt = _elements(strided(self.wgt, *self._wgt(f)))
+        rows_ok, cols_ok = self._operands_defined(f)
         if f["acc_step"] == 0:
-            self._exec_one_sum(f, act, wgt)
+            self._exec_one_sum(f, act, wgt, np.all(rows_ok, axis=0), np.all(cols_ok, axis=0))
             return
         for n in range(repeat):
             sums = self._products(act[n : n + 1], wgt[n : n + 1], f, last if n == repeat - 1 else 0)
             if os and n == repeat - 1:
                 sums = sums[:last]
-            self._accumulate(f["acc_base"] + n * f["acc_step"], sums, bool(f["accumulate"]))
+            self._accumulate(f, n, sums, rows_ok[n % len(rows_ok)], cols_ok[n % len(cols_ok)])
 
-    def _exec_one_sum(self, f: Fields, act: NDArray, wgt: NDArray) -> None:
+    def _operands_defined(self, f: Fields) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows and columns of each tile's sums depend on defined operands only.
+
+        bool [repeat or 1, rows of sums] and [repeat or 1, C], 1 where all tiles are the same; a sum
+        is defined if its row and its column are.
+        """
+        config, os, last = self.config, f["dataflow"] == Dataflow.OS, f["last"]
+        rows = config.rows if os else f["length"]
+        if not self.strict:
+            return np.ones((1, rows), bool), np.ones((1, config.cols), bool)
+        act: NDArray = np.all(strided_once(self._defined.act, *self._act(f)), axis=3)
+        wgt: NDArray = np.all(strided_once(self._defined.wgt, *self._wgt(f)), axis=4)
+        # Axes: tile, reduction, row or column of the sums; beats and lines that are read again
+        # and again (step 0) are there once
+        if os:
+            wgt = wgt[:, 0]
+        else:
+            act = act.transpose(0, 2, 1)
+            wgt = wgt.reshape(wgt.shape[0], -1, wgt.shape[3])
+            if f["edge"] == Edge.LEFT:
+                wgt = wgt.transpose(0, 2, 1)
+        # What the last tile leaves out is not needed: rows of OS, reduction rows of WS
+        if act.shape[0] == f["repeat"]:
+            spare = act[-1, :, last:] if os else act[-1, last:]
+            spare[...] = True
+        if wgt.shape[0] == f["repeat"] and not os:
+            wgt[-1, last:] = True
+        rows_ok = np.broadcast_to(act.all(axis=1), (act.shape[0], rows))
+        return rows_ok, np.broadcast_to(wgt.all(axis=1), (wgt.shape[0], config.cols))
+
+    def _exec_one_sum(
+        self,
+        f: Fields,
+        act: NDArray,
+        wgt: NDArray,
+        rows_ok: NDArray[np.bool_],
+        cols_ok: NDArray[np.bool_],
+    ) -> None:
         """All tiles add up in the same accumulators."""
         repeat, last = f["repeat"], f["last"]
         each = max(1, CHUNK // max(act[0].size, wgt[0].size))
@@ -314,7 +359,7 @@ class SystemMachine:
         assert total is not None
         if f["dataflow"] == Dataflow.OS and repeat == 1:
             total = total[:last]
-        self._accumulate(f["acc_base"], total, bool(f["accumulate"]))
+        self._accumulate(f, 0, total, rows_ok, cols_ok)
 
     def _products(self, act: NDArray, wgt: NDArray, f: Fields, last: int) -> NDArray[np.int64]:
         """The sum of the tiles' products, exact; of the last one `last` of R count unless 0."""
@@ -334,12 +379,24 @@ class SystemMachine:
             right = lines.reshape(-1, config.cols)
         return (left @ right).astype(np.int64)
 
-    def _accumulate(self, base: int, sums: NDArray[np.int64], accumulate: bool) -> None:
-        where = slice(base, base + sums.shape[0])
-        if accumulate:
+    def _accumulate(
+        self,
+        f: Fields,
+        tile: int,
+        sums: NDArray[np.int64],
+        rows_ok: NDArray[np.bool_],
+        cols_ok: NDArray[np.bool_],
+    ) -> None:
+        base, count = f["acc_base"] + tile * f["acc_step"], sums.shape[0]
+        where = slice(base, base + count)
+        if self._proof is not None:
+            self._proof.summed(base, count)
+        defined = rows_ok[:count, None] & cols_ok
+        if f["accumulate"]:
             sums = sums + self.core.acc[where]
-        spare = np.int64(64 - self.config.acc_bits)
-        self.core.acc[where] = (sums << spare) >> spare
+            defined &= self._defined.acc[where]
+        self.core.acc[where] = self._wrapped(sums)
+        self._defined.acc[where] = defined
 
     # POST -----------------------------------------------------------------------------------
 
@@ -352,6 +409,10 @@ class SystemMachine:
             fields["word0"] = (f["word0"] + self._word_base) & _WORD
         read, written = post_reads(f), post_writes(f)
         acc_in = np.zeros((0, config.cols), np.int64)
+        if self.strict:
+            self._defined.check_post(self._index, f)
+        if self._proof is not None:
+            self._prove_post(self._proof, f, read, written)
         if read is not None:
             acc_in = np.full((read.rows, config.cols), POISON, np.int64)
             values = self.memory.rows(read).reshape(read.rows, read.elements, read.width)
@@ -378,6 +439,22 @@ class SystemMachine:
         else:
             target[:] = data
 
+    @staticmethod
+    def _prove_post(
+        proof: OrderProof, f: Fields, read: Extent | None, written: Extent | None
+    ) -> None:
+        if read is not None:
+            proof.streamed(read)
+        if f["opcode"] == Opcode.ROWS:
+            if f["source"] == Source.BUFFER:
+                proof.rows_used(f["src_base"], f["rows"], "reads")
+            if f["add"]:
+                proof.rows_used(f["dst_base"], f["rows"], "reads")
+            if f["write"]:
+                proof.rows_used(f["dst_base"], f["rows"], "writes")
+        if written is not None:
+            proof.stored(written, read)
+
     def _wrapped(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         spare = np.int64(64 - self.config.acc_bits)
         return (values << spare) >> spare
@@ -387,21 +464,6 @@ class SystemMachine:
         beat = self.config.bus_bytes
         first = extent.address % beat  # the same in every row
         return extent.rows * -(-(first + extent.row_bytes) // beat) * beat
-
-
-def strided(array: NDArray, start: int, shape: Sequence[int], steps: Sequence[int]) -> NDArray:
-    """A view of a one-dimensional array: element (i, j, ..) is array[start + i*steps[0] + ..].
-
-    Raises
-    ------
-    MachineError
-        If that reaches beyond the array.
-    """
-    end = start + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-    if start < 0 or end >= array.size:
-        raise MachineError(f"elements {start}..{end}: outside an array of {array.size}")
-    each = array.itemsize
-    return as_strided(array[start:], tuple(shape), tuple(step * each for step in steps))
 
 
 def _elements(planes: NDArray[np.uint8]) -> NDArray:
