@@ -1,0 +1,139 @@
+"""The tensors of layers in memory: names, shapes, widths and what they hold at the start.
+
+Tensors have the names that files give them; beside those
+
+- `<tensor>.sums` of H, dH, dX: sums that wait for their maximum,
+- `sticky`, `results.sticky`: the sticky bits of copies and updates, and of the products.
+
+Rank-r tensors lie r-major: lora_A [r,d], lora_B^T [r,k], H^T and dH^T [r,N], dB^T [r,k].
+"""
+
+from typing import Any
+
+import numpy as np
+
+from systolora.contract import STICKY
+from systolora_sim import numerics as nx
+from systolora_sim.golden import Master, Optimizer
+from systolora_sim.layer import ADAPTERS, Layer
+from systolora_sim.memory_map import MemoryMap
+from systolora_sim.training import FACTORS, LayerState, TrainingState
+
+__all__ = ["FACTOR_NAMES", "add_layer", "add_training"]
+
+#: The factors of all rules, which an `Optimizer` has whether its rule uses them or not.
+FACTOR_NAMES = tuple(name for names in FACTORS.values() for name in names)
+
+#: Tensors that memory holds transposed.
+TRANSPOSED = ("lora_B", "H", "dH", "dB")
+
+
+def _sum_type(bits: int) -> type[np.integer[Any]]:
+    return np.int32 if bits == nx.NARROW_BITS else np.int64
+
+
+def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: bool = False) -> None:
+    """A layer's inputs, results, records and status words; its adapter where it is not trained."""
+    axes = {"N": layer.batch, "d": layer.inputs, "k": layer.outputs, "r": layer.rank}
+    for name in layer.present:
+        if (trained and name in ADAPTERS) or memory.has(prefix + name):
+            continue
+        memory.add(
+            prefix + name,
+            layer.operand(name).shape,
+            layer.operand(name).dtype,
+            data=layer.operand(name),
+            transposed=name in TRANSPOSED,
+        )
+        memory.add_scale(prefix + name, layer.scales[name])
+    if layer.gain is not None:
+        memory.add_scale(prefix + "gain", layer.gain)
+    if layer.bias is not None:
+        memory.add(prefix + "bias", layer.bias.shape, layer.bias.dtype, data=layer.bias)
+
+    shapes = {"H": "Nr", "Y": "Nk", "dH": "Nr", "dX": "Nd"}
+    for name in layer.results:
+        shape = tuple(axes[axis] for axis in shapes[name])
+        transposed = name in TRANSPOSED
+        dtype = nx.operand_dtype(layer.bits_of(name))
+        memory.add(prefix + name, shape, dtype, writable=True, transposed=transposed)
+        memory.add_scale(prefix + name, writable=True)
+        if name in layer.delayed:
+            memory.add_word(f"{prefix}{name}.amax", layer.amax.get(name, 0))
+        product = {
+            "H": ("x", "lora_A"),
+            "Y": ("x", "weight"),
+            "dH": ("dy", "lora_B"),
+            "dX": ("dy", "weight"),
+        }[name]
+        sums = "Y_acc" if name == "Y" else f"{name}.sums"
+        memory.add(
+            prefix + sums,
+            shape,
+            _sum_type(layer.acc_bits(*product)),
+            writable=True,
+            transposed=transposed,
+        )
+    memory.add_scale(prefix + "Y_acc", writable=True)
+    if not layer.is_frozen:
+        for name, shape, product in (("dA", "rd", ("x", "dH")), ("dB", "kr", ("H", "dy"))):
+            memory.add(
+                prefix + name,
+                tuple(axes[axis] for axis in shape),
+                _sum_type(layer.acc_bits(*product)),
+                writable=True,
+                transposed=name in TRANSPOSED,
+            )
+            memory.add_scale(prefix + name, writable=True)
+    memory.add_word(f"{prefix}results.sticky")
+
+
+def _add_master(memory: MemoryMap, name: str, master: Master) -> None:
+    transposed = name.rpartition("/")[2] in TRANSPOSED
+    held = {"writable": True, "transposed": transposed}
+    memory.add(f"{name}.master", master.w.shape, np.int16, data=master.w, **held)
+    memory.add_scale(f"{name}.master", master.scale)
+    if master.v is not None:
+        memory.add(f"{name}.momentum", master.v.shape, np.int16, data=master.v, **held)
+        memory.add_scale(f"{name}.momentum", master.v_scale)
+
+
+def _share_x(memory: MemoryMap, layer: Layer, prefix: str, seen: dict[str, Layer]) -> None:
+    """Gives a layer the x of an earlier one that has the same with the same Scale."""
+    for other, earlier in seen.items():
+        same = earlier.x.dtype == layer.x.dtype and earlier.scales["x"] == layer.scales["x"]
+        if same and np.array_equal(earlier.x, layer.x):
+            memory.alias(f"{prefix}x", f"{other}x")
+            memory.alias(f"{prefix}x.scale", f"{other}x.scale")
+            return
+
+
+def add_training(memory: MemoryMap, state: TrainingState) -> None:
+    """All layers of a training run with their masters, and the optimizer's Scales."""
+    seen: dict[str, Layer] = {}
+    for name, each in state.layers.items():
+        prefix = f"{name}/" if name else ""
+        _share_x(memory, each.layer, prefix, seen)
+        add_layer(memory, each.layer, prefix, trained=True)
+        seen[prefix] = each.layer
+        _add_adapter(memory, each, prefix)
+        word = sum(1 << position for position, bit in enumerate(STICKY) if bit in each.sticky)
+        memory.add_word(f"{prefix}sticky", word)
+    _add_optimizer(memory, state.optimizer)
+
+
+def _add_adapter(memory: MemoryMap, state: LayerState, prefix: str) -> None:
+    for name, master in zip(ADAPTERS, (state.a, state.b), strict=True):
+        _add_master(memory, prefix + name, master)
+        dtype = state.layer.operand(name).dtype
+        memory.add(
+            prefix + name, master.w.shape, dtype, writable=True, transposed=name in TRANSPOSED
+        )
+        memory.add_scale(prefix + name, writable=True)
+
+
+def _add_optimizer(memory: MemoryMap, optimizer: Optimizer) -> None:
+    memory.add_scale("lr", optimizer.lr)
+    memory.add_scale("wd", optimizer.weight_decay)
+    for name in FACTOR_NAMES:
+        memory.add_scale(name, getattr(optimizer, name))

@@ -1,0 +1,376 @@
+"""The compiler: layers and training steps to a program in memory.
+
+`compile_training` and `compile_layer` lay out the memory (`layer_memory`), write down the work item
+by item (`product_lowering`, `update_lowering`), bring operands into the buffers (`staging`) and
+order the queues (`tokens`). All Scales are computed on the device, and everything that a step
+changes lives in memory: the program can run again and again.
+
+Mapping (numerics section 5; rank-r tensors are r-major in memory):
+
+====================  ========  ==================  ==============  ============================
+product               dataflow  stationary (edge)   streams         low-rank term, by OS
+====================  ========  ==================  ==============  ============================
+H^T = lora_A.X^T      WS        X (left)            lora_A rows
+Y = X.W^T             WS        W (left)            X rows          rescale(H.lora_B^T)
+dH^T = lora_B^T.dY^T  WS        dY (left)           lora_B^T rows
+dB^T = H^T.dY         WS        dY (top)            H^T rows
+dA = dH^T.X           WS        X (top)             dH^T rows
+dX = dY.W             WS        W (top)             dY rows         rescale(dH.lora_A)
+====================  ========  ==================  ==============  ============================
+
+In a step dX comes before Y: what must wait for a tensor's maximum is then quantized while the array
+computes the next product.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import DESCRIPTOR_BYTES, PROGRAM_MAX, STEP_WORD, Action, Edge, Kind, Opcode
+from systolora_sim import numerics as nx
+from systolora_sim.compiler import CompileError, check_layer
+from systolora_sim.descriptor import encode
+from systolora_sim.layer import Layer
+from systolora_sim.layer_memory import add_layer, add_training
+from systolora_sim.memory_map import MemoryMap
+from systolora_sim.post_builder import PostBuilder
+from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
+from systolora_sim.staging import stage
+from systolora_sim.step_program import LayerStructure, StepProgram, Structure
+from systolora_sim.tokens import place_tokens
+from systolora_sim.training import TrainingState
+from systolora_sim.update_lowering import UpdateRule, lower_update, lower_working_copy
+from systolora_sim.work import Control, Op
+
+__all__ = ["PHASES", "CompileError", "compile_layer", "compile_training"]
+
+PHASES = ("step", "forward", "backward", "update")
+#: The products of each phase in the order in which they run.
+_PRODUCTS = {
+    "step": ("H", "dH", "dX", "Y", "dB", "dA"),
+    "forward": ("H", "Y"),
+    "backward": ("dH", "dX", "dB", "dA"),
+    "update": (),
+}
+#: What the results of each phase hold: forward what it computes, the others what the image has.
+_RESULTS = ("H", "Y", "Y_acc", "dH", "dA", "dB", "dX")
+_FORWARD = ("H", "Y", "Y_acc")
+
+
+class _LayerLowering:
+    """The products of one layer."""
+
+    def __init__(self, builder: PostBuilder, layer: Layer, prefix: str) -> None:
+        self.builder, self.layer, self.prefix = builder, layer, prefix
+
+    def name(self, tensor: str) -> str:
+        return self.prefix + tensor
+
+    def scale(self, tensor: str) -> str:
+        return f"{self.prefix}{tensor}.scale"
+
+    def symbol(self, tensor: str) -> Any:
+        return self.builder.symbols[self.prefix + tensor]
+
+    def quantization(self, name: str) -> Quantization:
+        layer, word, record = self.layer, None, None
+        if name in layer.stochastic:
+            tensor = 0x10000 + 8 * layer.index + ("H", "Y", "dH", "dX").index(name)
+            word = nx.seed_word(0, 0, tensor)
+        if name in layer.delayed:
+            record = self.symbol(f"{name}.amax")
+        return Quantization(
+            target=self.symbol(name),
+            scale=self.scale(name),
+            word=word,
+            transposed=name in ("H", "dH"),
+            record=record,
+            streaming=record is not None and layer.amax.get(name, 0) != 0,
+        )
+
+    def product(
+        self, name: str, streamed: str, stationary: str, edge: Edge, unit: str, **fields: Any
+    ) -> None:
+        """Appends a product; `low_rank` names its operands."""
+        layer, builder = self.layer, self.builder
+        quantized = name in ("H", "Y", "dH", "dX")
+        sums = {"Y": "Y_acc", "dA": "dA", "dB": "dB"}.get(name, f"{name}.sums")
+        low_rank = fields.pop("low_rank", None)
+        if low_rank is not None:
+            low_rank = LowRank(self.symbol(low_rank[0]), self.symbol(low_rank[1]), "#term")
+        lower_product(
+            builder,
+            Product(
+                name=self.name(name),
+                streamed=self.symbol(streamed),
+                stationary=self.symbol(stationary),
+                edge=edge,
+                acc_bits=layer.acc_bits(streamed, stationary),
+                unit=unit,
+                low_rank=low_rank,
+                sums=self.symbol(sums),
+                keep=not sums.endswith(".sums"),
+                quantize=self.quantization(name) if quantized else None,
+                **fields,
+            ),
+        )
+        if unit.startswith("#"):
+            builder.drop(unit)
+        if low_rank is not None:
+            builder.drop("#term")
+
+    # Numerics section 5, steps 1 to 7; Scales in the order that it writes.
+
+    def H(self) -> None:
+        self.builder.mul("#unit", self.scale("x"), self.scale("lora_A"))
+        self.product("H", "lora_A", "x", Edge.LEFT, "#unit")
+
+    def Y(self) -> None:
+        builder, unit = self.builder, self.scale("Y_acc")
+        builder.mul(unit, self.scale("x"), self.scale("weight"))
+        builder.store(unit)
+        fields: dict[str, Any] = {}
+        if not self.layer.is_frozen:
+            builder.mul("#term", self.scale("gain"), self.scale("H"))
+            builder.mul("#term", "#term", self.scale("lora_B"))
+            builder.div("#term", "#term", unit)
+            fields["low_rank"] = ("H", "lora_B")
+        if self.layer.bias is not None:
+            fields["bias"] = self.symbol("bias")
+        self.product("Y", "x", "weight", Edge.LEFT, unit, **fields)
+
+    def dH(self) -> None:
+        builder = self.builder
+        builder.mul("#unit", self.scale("gain"), self.scale("dy"))
+        builder.mul("#unit", "#unit", self.scale("lora_B"))
+        self.product("dH", "lora_B", "dy", Edge.LEFT, "#unit")
+
+    def dB(self) -> None:
+        builder, unit = self.builder, self.scale("dB")
+        builder.mul("#gain", self.scale("gain"), self.scale("H"))
+        builder.mul(unit, "#gain", self.scale("dy"))
+        builder.drop("#gain")
+        builder.store(unit)
+        self.product("dB", "H", "dy", Edge.TOP, unit)
+
+    def dA(self) -> None:
+        builder, unit = self.builder, self.scale("dA")
+        builder.mul(unit, self.scale("x"), self.scale("dH"))
+        builder.store(unit)
+        self.product("dA", "dH", "x", Edge.TOP, unit)
+
+    def dX(self) -> None:
+        builder = self.builder
+        builder.mul("#unit", self.scale("dy"), self.scale("weight"))
+        fields: dict[str, Any] = {}
+        if not self.layer.is_frozen:
+            builder.mul("#term", self.scale("dH"), self.scale("lora_A"))
+            builder.div("#term", "#term", "#unit")
+            fields["low_rank"] = ("dH", "lora_A")
+        self.product("dX", "dy", "weight", Edge.TOP, "#unit", **fields)
+
+    def run(self, phase: str) -> None:
+        """Appends the phase's products, and their sticky bits."""
+        left_out = set() if self.layer.want_dx else {"dX"}
+        if self.layer.is_frozen:
+            left_out |= {"H", "dH", "dB", "dA"}
+        names = [name for name in _PRODUCTS[phase] if name not in left_out]
+        if not names:
+            return
+        word = self.symbol("results.sticky").area()
+        self.builder.post(Opcode.STICKY_LOAD, reads=word)
+        for name in names:
+            getattr(self, name)()
+        self.builder.post(Opcode.STICKY_READ, writes=word)
+
+
+def _check(layer: Layer, config: AcceleratorConfig) -> None:
+    check_layer(layer, config)
+    for name, record in sorted(layer.amax.items()):
+        if record >= 1 << config.acc_bits:
+            raise CompileError(
+                f"{name}.amax = {record}: must be below 2^{config.acc_bits}, the accumulators of "
+                "this configuration"
+            )
+
+
+def _phase(phase: str) -> None:
+    if phase not in PHASES:
+        raise CompileError(f"phase = {phase!r}: must be one of {', '.join(PHASES)}")
+
+
+def _structure(layer: Layer, name: str, phase: str) -> LayerStructure:
+    there = {*layer.results, "Y_acc"} | (set() if layer.is_frozen else {"dA", "dB"})
+    names = _FORWARD if phase == "forward" else _RESULTS
+    return LayerStructure(
+        name=name,
+        title=layer.name,
+        index=layer.index,
+        want_dx=layer.want_dx,
+        delayed=tuple(sorted(layer.delayed)),
+        stochastic=tuple(sorted(layer.stochastic)),
+        bits=dict(sorted(layer.bits.items())),
+        adapter=not layer.is_frozen,
+        results=tuple(each for each in names if each in there),
+    )
+
+
+def _encoded(ops: list[Op]) -> NDArray[np.uint8]:
+    if len(ops) > PROGRAM_MAX:
+        raise CompileError(
+            f"the program has {len(ops)} descriptors: must be at most {PROGRAM_MAX}; larger "
+            "buffers need fewer"
+        )
+    data = b"".join(encode(op.kind, op.fields) for op in ops)
+    return np.frombuffer(data, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
+
+
+def _finish(
+    builder: PostBuilder,
+    memory: MemoryMap,
+    image: NDArray[np.uint8],
+    phase: str,
+    seed: int,
+    step: int,
+    structure: Structure,
+) -> StepProgram:
+    config = builder.config
+    builder.flush()
+    if structure.kind == "training" and phase in ("step", "update"):
+        builder.control(Control(Action.STEP))
+    builder.control(Control(Action.END))
+    ops = stage(config, builder.items)
+    place_tokens(config, ops)
+    program = _encoded(ops)
+    end = memory.end + program.size
+    if end > 1 << config.address_bits:
+        raise CompileError(
+            f"image and program end at {end:#x}: must be at most 2^address_bits = "
+            f"{1 << config.address_bits:#x}"
+        )
+    return StepProgram(
+        config=config,
+        phase=phase,
+        program=program,
+        image=image,
+        base=memory.base,
+        symbols=memory.symbols,
+        write_base=memory.write_base,
+        word_base=(seed + step * STEP_WORD) & 0xFFFFFFFF,
+        step=step,
+        structure=structure,
+    )
+
+
+def compile_layer(
+    layer: Layer, config: AcceleratorConfig, phase: str = "step", *, base: int = 0
+) -> StepProgram:
+    """A layer's forward and backward pass, with the adapter that it holds, as a program.
+
+    Parameters
+    ----------
+    layer : Layer
+    config : AcceleratorConfig
+    phase : "step" (both), "forward" or "backward"
+    base : first address of the image, a multiple of 64
+
+    Raises
+    ------
+    CompileError
+        If the configuration cannot compute the layer, or there is no such phase.
+    """
+    _phase(phase)
+    if phase == "update":
+        raise CompileError("phase = 'update': a layer without masters has none")
+    _check(layer, config)
+    memory = MemoryMap(base)
+    add_layer(memory, layer)
+    image = memory.place()
+    builder = PostBuilder(config, memory.symbols)
+    _LayerLowering(builder, layer, "").run(phase)
+    structure = Structure(
+        kind="layer", layers=(_structure(layer, "", phase),), seed=layer.seed
+    )  # fmt: skip
+    return _finish(builder, memory, image, phase, layer.seed, layer.step, structure)
+
+
+def compile_training(
+    state: TrainingState, config: AcceleratorConfig, phase: str = "step", *, base: int = 0
+) -> StepProgram:
+    """One training step of all layers, or a phase of it, as a program that can run again.
+
+    A step: working copies of the masters, the products of both passes, the update, and the step
+    counter. The phases forward (copies, H, Y), backward and update run one after the other on one
+    image, which is the same for all of them.
+
+    Parameters
+    ----------
+    state : TrainingState
+        Where the first run begins.
+    config : AcceleratorConfig
+    phase : one of `PHASES`
+    base : first address of the image, a multiple of 64
+
+    Raises
+    ------
+    CompileError
+        If the configuration cannot compute a layer, or there is no such phase.
+    """
+    _phase(phase)
+    for name, each in state.layers.items():
+        try:
+            _check(each.layer, config)
+        except CompileError as error:
+            raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
+    memory = MemoryMap(base)
+    add_training(memory, state)
+    image = memory.place()
+    builder = PostBuilder(config, memory.symbols)
+    for index, (name, each) in enumerate(state.layers.items()):
+        prefix = f"{name}/" if name else ""
+        _lower_layer_step(builder, state, each.layer, index, prefix, phase)
+    structure = Structure(
+        kind="training",
+        layers=tuple(_structure(each.layer, name, phase) for name, each in state.layers.items()),
+        optimizer=state.optimizer.kind,
+        seed=state.seed,
+    )
+    return _finish(builder, memory, image, phase, state.seed, state.step, structure)
+
+
+def _lower_layer_step(
+    builder: PostBuilder, state: TrainingState, layer: Layer, index: int, prefix: str, phase: str
+) -> None:
+    """Appends one layer's part of a step."""
+    symbols = builder.symbols
+    word = symbols[f"{prefix}sticky"].area()
+    if phase in ("step", "forward"):
+        builder.post(Opcode.STICKY_LOAD, reads=word)
+        for name in ("lora_A", "lora_B"):
+            lower_working_copy(
+                builder, symbols[f"{prefix}{name}.master"], symbols[f"{prefix}{name}"]
+            )
+        builder.post(Opcode.STICKY_READ, writes=word)
+    _LayerLowering(builder, layer, prefix).run(phase)
+    if phase not in ("step", "update"):
+        return
+    rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)
+    builder.post(Opcode.STICKY_LOAD, reads=word)
+    for offset, (name, gradient) in enumerate((("lora_A", "dA"), ("lora_B", "dB"))):
+        lower_update(
+            builder,
+            rule,
+            symbols[f"{prefix}{name}.master"],
+            symbols.get(f"{prefix}{name}.momentum"),
+            symbols[prefix + gradient],
+            2 * index + offset,
+        )
+    builder.post(Opcode.STICKY_READ, writes=word)
+
+
+def kinds(program: NDArray[np.uint8]) -> dict[str, int]:
+    """How many descriptors of each kind a program has."""
+    numbers = program[:, 0] & 0xF
+    return {kind.name: int(np.count_nonzero(numbers == kind)) for kind in Kind}

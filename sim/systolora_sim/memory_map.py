@@ -1,0 +1,217 @@
+"""Where the tensors of a program lie in memory.
+
+An image begins with what is only read; the part that programs write follows. Every tensor starts at
+a multiple of 64 bytes, and so does each of its rows, whatever the bus: one image serves all
+configurations. Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolora_sim.numerics import Scale
+
+__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "round_up", "symbols_from"]
+
+Array = NDArray[Any]
+
+#: Bytes: the widest bus.
+ALIGNMENT = 64
+
+
+def round_up(value: int, unit: int) -> int:
+    """The next multiple of `unit`, which may be the value itself."""
+    return -(-value // unit) * unit
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One tensor in memory.
+
+    Parameters
+    ----------
+    name : as the files name it, with the layer's prefix
+    address : of element (0, 0), bytes
+    rows, cols : its shape as it lies in memory, row-major
+    dtype : "int8", "int16", "int32" or "int64"; little-endian
+    stride : bytes from a row to the next
+    transposed : memory holds the transpose of the tensor of that name
+    vector : the tensor of that name is one row, its only axis
+    """
+
+    name: str
+    address: int
+    rows: int
+    cols: int
+    dtype: str
+    stride: int
+    transposed: bool = False
+    vector: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return 8 * self.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, the ends of its rows included."""
+        return self.rows * self.stride
+
+    def at(self, row: int, col: int = 0) -> int:
+        """Address of an element."""
+        return self.address + row * self.stride + col * self.itemsize
+
+    def area(self, row0: int = 0, rows: int = 0, col0: int = 0, cols: int = 0) -> "Area":
+        """A part of it; rows or cols of 0: all the others."""
+        return Area(self, row0, rows or self.rows - row0, col0, cols or self.cols - col0)
+
+    def _rows(self, image: NDArray[np.uint8], base: int) -> NDArray[np.uint8]:
+        start = self.address - base
+        if start < 0 or start + self.size > image.size:
+            raise ValueError(
+                f"{self.name}: bytes {self.address:#x}..{self.address + self.size:#x} are outside "
+                f"the image {base:#x}..{base + image.size:#x}"
+            )
+        return image[start : start + self.size].reshape(self.rows, self.stride)
+
+    def read(self, image: NDArray[np.uint8], base: int) -> Array:
+        """The tensor as files hold it, from an image that begins at address `base`."""
+        held = self._rows(image, base)[:, : self.cols * self.itemsize]
+        code = np.dtype(self.dtype).newbyteorder("<")
+        tensor = np.ascontiguousarray(held).view(code).astype(self.dtype)
+        if self.vector:
+            return tensor[0]
+        return np.ascontiguousarray(tensor.T) if self.transposed else tensor
+
+    def write(self, image: NDArray[np.uint8], base: int, tensor: Array) -> None:
+        """Puts a tensor, as files hold it, into the image."""
+        held = np.atleast_2d(tensor)
+        held = held.T if self.transposed else held
+        if held.shape != (self.rows, self.cols):
+            raise ValueError(f"{self.name}: shape {held.shape}: must be {(self.rows, self.cols)}")
+        code = np.dtype(self.dtype).newbyteorder("<")
+        data = np.ascontiguousarray(held.astype(code)).view(np.uint8)
+        self._rows(image, base)[:, : self.cols * self.itemsize] = data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of a tensor, in its rows and columns as they lie in memory."""
+
+    symbol: Symbol
+    row0: int
+    rows: int
+    col0: int
+    cols: int
+
+    @property
+    def address(self) -> int:
+        """Address of its first element."""
+        return self.symbol.at(self.row0, self.col0)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one of its rows."""
+        return self.cols * self.symbol.itemsize
+
+
+class MemoryMap:
+    """Lays out tensors, first all that is read only, and makes the image.
+
+    `add` in any order, then `place`; symbols exist from then on.
+    """
+
+    def __init__(self, base: int) -> None:
+        if base % ALIGNMENT:
+            raise ValueError(f"base = {base:#x}: must be a multiple of {ALIGNMENT}")
+        self.base = base
+        self.symbols: dict[str, Symbol] = {}
+        self._wanted: dict[str, dict[str, Any]] = {}
+        self._aliases: dict[str, str] = {}
+        self.write_base = self.end = base
+
+    def add(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        *,
+        data: Array | None = None,
+        writable: bool = False,
+        transposed: bool = False,
+    ) -> None:
+        """A tensor of that shape, [n] or [rows, cols] as files hold it; without data it is zero."""
+        if self.has(name):
+            raise ValueError(f"{name}: is there already")
+        vector = len(shape) == 1
+        rows, cols = (1, *shape) if vector else shape
+        if transposed:
+            rows, cols = cols, rows
+        self._wanted[name] = {
+            "rows": rows,
+            "cols": cols,
+            "dtype": np.dtype(dtype).name,
+            "transposed": transposed,
+            "vector": vector,
+            "data": data,
+            "writable": writable,
+        }
+
+    def has(self, name: str) -> bool:
+        """Whether that name has a tensor."""
+        return name in self._wanted or name in self._aliases
+
+    def alias(self, name: str, other: str) -> None:
+        """A second name of a tensor that is only read."""
+        self._aliases[name] = other
+
+    def add_scale(self, name: str, scale: Scale | None = None, *, writable: bool = False) -> None:
+        """`<name>.scale`."""
+        data = None if scale is None else np.array(scale, np.int32)
+        self.add(f"{name}.scale", (2,), np.int32, data=data, writable=writable)
+
+    def add_word(self, name: str, value: int = 0) -> None:
+        """A 64-bit word that programs write."""
+        self.add(name, (1,), np.int64, data=np.array([value], np.int64), writable=True)
+
+    def place(self) -> NDArray[np.uint8]:
+        """Gives every tensor its address and returns the image, uint8, from `base` to `end`."""
+        address = self.base
+        for writable in (False, True):
+            if writable:
+                self.write_base = address
+            for name, wanted in self._wanted.items():
+                if wanted["writable"] != writable:
+                    continue
+                stride = round_up(wanted["cols"] * np.dtype(wanted["dtype"]).itemsize, ALIGNMENT)
+                fields = {
+                    key: wanted[key] for key in ("rows", "cols", "dtype", "transposed", "vector")
+                }
+                self.symbols[name] = Symbol(name, address, stride=stride, **fields)
+                address += wanted["rows"] * stride
+        self.end = address
+        image = np.zeros(self.end - self.base, np.uint8)
+        for name, wanted in self._wanted.items():
+            if wanted["data"] is not None:
+                self.symbols[name].write(image, self.base, wanted["data"])
+        for name, other in self._aliases.items():
+            self.symbols[name] = self.symbols[other]
+        return image
+
+
+def symbols_from(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Symbol]:
+    """Symbols by name from the `to_dict` of each."""
+    return {name: Symbol(**fields) for name, fields in entries.items()}

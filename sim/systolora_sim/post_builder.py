@@ -1,0 +1,217 @@
+"""POST items, with Scales by name instead of register.
+
+A Scale has the name of its place in memory (`x.scale`), of a constant, or one that begins with `#`
+and has a register only. Registers are a cache: what is named and not there is loaded, what has been
+idle the longest makes room; only names with `#` stay until they are dropped.
+"""
+
+from collections import deque
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import SCALE_REGISTERS, Mode, Opcode, Source
+from systolora_sim import numerics as nx
+from systolora_sim.memory_map import Area, Symbol
+from systolora_sim.numerics import Scale
+from systolora_sim.program import scale_imm
+from systolora_sim.work import Control, Exec, Item, Post, Rows
+
+__all__ = ["MAX_ROWS", "PostBuilder"]
+
+#: Longest row operation of a descriptor.
+MAX_ROWS = (1 << 16) - 1
+#: About how many cycles a row operation takes beside its rows.
+LATENCY = 24
+#: Rows of a row operation that may wait for a quiet moment: short enough not to be in the way.
+BACKGROUND_ROWS = 256
+
+_WIDTHS = {1: 0, 2: 1, 4: 2, 8: 3}
+
+
+class PostBuilder:
+    """Collects the items of a program.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    symbols : of the memory, by name
+    """
+
+    def __init__(self, config: AcceleratorConfig, symbols: dict[str, Symbol]) -> None:
+        self.config, self.symbols = config, symbols
+        self.items: list[Item] = []
+        #: Row operations that any later moment suits, in order, and what to do after each.
+        self._background: deque[tuple[Post, str]] = deque()
+        self._registers: dict[str, int] = {}  # by name, the longest idle first
+        self._free = list(range(SCALE_REGISTERS))[::-1]
+        self._pinned: set[str] = set()
+
+    # Items --------------------------------------------------------------------------------------
+
+    def exec(self, item: Exec) -> None:
+        """Appends an EXEC."""
+        self.items.append(item)
+
+    def control(self, item: Control) -> None:
+        """Appends a CONTROL."""
+        self.items.append(item)
+
+    def post(
+        self, opcode: Opcode, reads: Area | None = None, writes: Area | None = None, **fields: int
+    ) -> None:
+        """Appends a POST that is no row operation; an Area is one row in memory."""
+        self._append(Post({"opcode": int(opcode), **fields}, (), reads, writes, LATENCY // 2))
+
+    def _append(self, item: Post) -> None:
+        for prefix, area in (("in", item.reads), ("out", item.writes)):
+            if area is not None:
+                item.fields |= {
+                    f"{prefix}_address": area.address,
+                    f"{prefix}_stride": area.symbol.stride,
+                    f"{prefix}_width": _WIDTHS[area.symbol.itemsize],
+                }
+        item.fields = {name: int(value) for name, value in item.fields.items()}
+        self.items.append(item)
+
+    def _rows(
+        self,
+        rows: int,
+        cols: int,
+        source: Area | int,
+        out: Area | None,
+        fields: dict[str, int],
+    ) -> Post:
+        fields = {"opcode": Opcode.ROWS, "rows": rows, "cols": cols, **fields}
+        acc: list[Rows] = []
+        if isinstance(source, Area):
+            fields["source"] = Source.STREAM
+        else:
+            fields["src_base"] = source
+            acc.append(Rows(source, source + rows))
+        cycles = rows
+        if fields.get("add") or fields.get("write"):
+            base = fields["dst_base"]
+            acc.append(Rows(base, base + rows))
+            bank = self.config.bank_depth
+            if fields.get("add") and not isinstance(source, Area) and base // bank == source // bank:
+                cycles *= 2
+        if out is not None and fields.get("mode") not in (Mode.INT8, Mode.INT16):
+            fields["emit"] = 1
+        reads = source if isinstance(source, Area) else None
+        return Post(fields, tuple(acc), reads, out, cycles + LATENCY)
+
+    def rows(
+        self,
+        rows: int,
+        cols: int,
+        source: Area | int,
+        out: Area | None = None,
+        **fields: int,
+    ) -> int:
+        """Appends a row operation and returns about how many cycles it takes.
+
+        source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
+        its values go.
+        """
+        item = self._rows(rows, cols, source, out, fields)
+        self._append(item)
+        return item.cycles
+
+    # Background ---------------------------------------------------------------------------------
+
+    def later(
+        self, rows: int, cols: int, source: Area, out: Area, drop: str = "", **fields: int
+    ) -> None:
+        """A row operation for `spare`, from memory to memory; `drop` names a Scale it frees."""
+        self._background.append((self._rows(rows, cols, source, out, fields), drop))
+
+    def spare(self, cycles: int) -> None:
+        """Appends row operations that were put off, as many as take that many cycles."""
+        while self._background and self._background[0][0].cycles <= cycles:
+            cycles -= self._background[0][0].cycles
+            self._next()
+
+    def flush(self) -> None:
+        """Appends all row operations that were put off."""
+        while self._background:
+            self._next()
+
+    def _next(self) -> None:
+        item, drop = self._background.popleft()
+        self._append(item)
+        if drop:
+            self.drop(drop)
+
+    # Scales -------------------------------------------------------------------------------------
+
+    def _allocate(self, name: str) -> int:
+        if name in self._registers:
+            raise RuntimeError(f"scale {name}: has a register")
+        if not self._free:
+            for idle in self._registers:
+                if idle not in self._pinned and not idle.startswith("#"):
+                    self._free.append(self._registers.pop(idle))
+                    break
+            else:
+                raise RuntimeError(f"no Scale register is free for {name}")
+        self._registers[name] = register = self._free.pop()
+        return register
+
+    def scale(self, name: str) -> int:
+        """The register of a Scale, loaded from memory if it has none."""
+        if name in self._registers:
+            self._registers[name] = register = self._registers.pop(name)  # now the last used
+            return register
+        if name.startswith("#"):
+            raise RuntimeError(f"scale {name}: has no register")
+        register = self._allocate(name)
+        self.post(Opcode.SCALE_LOAD, reads=self.symbols[name].area(), dst=register)
+        return register
+
+    def constant(self, scale: Scale) -> str:
+        """The name of a constant Scale."""
+        name = f"{scale.m} {scale.e}"
+        if name not in self._registers:
+            self.post(Opcode.SCALE_SET, dst=self._allocate(name), imm=scale_imm(scale))
+        return name
+
+    def _operation(self, opcode: Opcode, target: str, a: str, b: str) -> None:
+        left = self.scale(a)
+        self._pinned.add(a)
+        right = self.scale(b)
+        self._pinned.add(b)
+        if target in self._registers:
+            register = self.scale(target)
+        else:
+            register = self._allocate(target)
+        self._pinned -= {a, b}
+        self.post(opcode, dst=register, src_a=left, src_b=right)
+
+    def mul(self, target: str, a: str, b: str) -> None:
+        """target = a * b."""
+        self._operation(Opcode.SCALE_MUL, target, a, b)
+
+    def div(self, target: str, a: str, b: str) -> None:
+        """target = a / b."""
+        self._operation(Opcode.SCALE_DIV, target, a, b)
+
+    def ratio(self, target: str, bits: int, maximum: int) -> None:
+        """target = div(from_int(qmax), from_int(amax register `maximum`))."""
+        register = self._allocate("#amax")
+        self.post(Opcode.SCALE_AMAX, dst=register, src_a=maximum)
+        self.div(target, self.constant(nx.from_int(nx.qmax(bits))), "#amax")
+        self.drop("#amax")
+
+    def store(self, name: str, target: str = "") -> None:
+        """Stores a Scale in its place in memory, or as `target`."""
+        area = self.symbols[target or name].area()
+        self.post(Opcode.SCALE_READ, writes=area, src_a=self.scale(name))
+
+    def drop(self, *names: str) -> None:
+        """Frees registers of Scales that are not needed again."""
+        for name in names:
+            self._free.append(self._registers.pop(name))
+
+    def forget(self) -> None:
+        """Frees the registers of all Scales but those with `#`: names may mean others from now."""
+        for name in [each for each in self._registers if not each.startswith("#")]:
+            self.drop(name)

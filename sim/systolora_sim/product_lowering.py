@@ -1,0 +1,371 @@
+"""One product as items: EXECs of the array, row operations on the sums.
+
+A product's output is cut into blocks (`tiling`). The array computes a block's sums weight
+stationary and its low-rank term output stationary; a row operation joins them, folds the maximum,
+and stores sums or quantized rows. Where the maximum must be known first (just in time), sums stay
+in the accumulators if all of them fit, else they go to memory and come back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
+from systolora_sim import numerics as nx
+from systolora_sim.memory_map import Symbol
+from systolora_sim.operands import ceil_div
+from systolora_sim.post_builder import MAX_ROWS, PostBuilder
+from systolora_sim.tiling import Block, Deep, Stationary, Streamed, plan_blocks, segments
+from systolora_sim.work import Exec, Rows
+
+__all__ = ["STEP", "LowRank", "Product", "Quantization", "lower_product"]
+
+#: About how many cycles a bank's way from the array to the post-processor and back takes beyond the
+#: array's depth and width; only the choice of a group's size depends on it.
+HANDOVER = 64
+#: Registers of maxima: of this step, of earlier ones, what quantizes.
+STEP, RECORD, REFERENCE = range(3)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The low-rank term of a product: act^T @ top, act [r, M] and top [r, N], times `factor`."""
+
+    act: Symbol
+    top: Symbol
+    factor: str
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a product's sums become a quantized tensor (numerics section 4).
+
+    target : the tensor, shaped as the device computes it; scale : the name of its Scale; word : the
+    seed word without seed and step, or None for nearest even; transposed : the device computes the
+    tensor transposed; record : place of the delayed mode's record, or None; streaming : the record
+    is not zero when the program starts, so that sums need not wait for their maximum.
+    """
+
+    target: Symbol
+    scale: str
+    word: int | None = None
+    transposed: bool = False
+    record: Symbol | None = None
+    streaming: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product: its operands and what becomes of the sums.
+
+    streamed : [M, K]; stationary : [N, K] (left edge) or [K, N] (top); acc_bits : width of the
+    sums; unit : the name of their Scale; bias : int32 [1, N] or None, in that unit; sums : where
+    they go, [M, N], or None; keep : whether that is a result, or only for a maximum that comes
+    late; quantize : how they are quantized, or None.
+    """
+
+    name: str
+    streamed: Symbol
+    stationary: Symbol
+    edge: Edge
+    acc_bits: int
+    unit: str
+    low_rank: LowRank | None = None
+    bias: Symbol | None = None
+    sums: Symbol | None = None
+    keep: bool = False
+    quantize: Quantization | None = None
+
+    @property
+    def m(self) -> int:
+        return self.streamed.rows
+
+    @property
+    def k(self) -> int:
+        return self.streamed.cols
+
+    @property
+    def n(self) -> int:
+        return self.stationary.rows if self.edge == Edge.LEFT else self.stationary.cols
+
+
+class _Lowering:
+    def __init__(self, builder: PostBuilder, product: Product) -> None:
+        self.builder, self.product = builder, product
+        self.config: AcceleratorConfig = builder.config
+        config, term = self.config, product.low_rank
+        quantize = product.quantize
+        self.just_in_time = quantize is not None and not quantize.streaming
+        self.delayed = quantize is not None and quantize.record is not None
+        self.plan = plan_blocks(
+            config, product.m, product.n, term is not None, self.just_in_time, self._group()
+        )
+        rows = max(block.rows for block in self.plan.blocks)
+        self.streamed = Streamed.fit(config, product.streamed, rows)
+        self.stationary = Stationary.fit(config, product.stationary, product.edge)
+        if term is not None:
+            self.act = Deep.fit(config, term.act, Buffer.ACT, rows)
+            self.top = Deep.fit(config, term.top, Buffer.WGT, 1)
+        self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
+
+    @property
+    def _load(self) -> int:
+        """Cycles that a stationary tile takes to enter."""
+        config = self.config
+        return config.left_load if self.product.edge == Edge.LEFT else config.top_load
+
+    def _group(self) -> int:
+        """How many blocks should share a bank, one after the other.
+
+        The post-processor gets a bank when the last sum has left the array and returns it when it
+        is done with the rows: until then the other bank must have work for the array.
+        """
+        config, product = self.config, self.product
+        planes = product.streamed.itemsize, product.stationary.itemsize
+        rows = min(product.m, config.bank_depth)
+        tiles = ceil_div(product.k, config.rows)
+        array = tiles * planes[1] * max(self._load, rows * planes[0])
+        post = rows * (1 if product.low_rank is None else 3)
+        latency = config.rows + config.cols + HANDOVER
+        return ceil_div(latency, max(array - post, 1))
+
+    # Array --------------------------------------------------------------------------------------
+
+    def _main(self, block: Block) -> Iterator[Exec]:
+        """Weight-stationary tiles of a block."""
+        config, product = self.config, self.product
+        wide = product.streamed.itemsize == 2, product.stationary.itemsize == 2
+        for row in range(0, block.rows, self.streamed.rows):
+            rows = min(self.streamed.rows, block.rows - row)
+            for start, end in segments(
+                product.k, self.streamed.bounds(), self.stationary.bounds()
+            ):
+                act = self.streamed.at(block.row0 + row, rows, start)
+                wgt = self.stationary.at(block.col0, block.cols, start)
+                repeat = ceil_div(end - start, config.rows)
+                passes = (1 + wide[1]) * max(self._load, rows * (1 + wide[0]))
+                yield Exec(
+                    {
+                        "dataflow": Dataflow.WS,
+                        "edge": product.edge,
+                        "act_wide": int(wide[0]),
+                        "wgt_wide": int(wide[1]),
+                        "accumulate": int(start > 0),
+                        "length": rows,
+                        "repeat": repeat,
+                        "last": end - start - (repeat - 1) * config.rows,
+                        "cols": block.cols,
+                        "act_stride": act.stride,
+                        "act_step": act.step,
+                        "wgt_stride": wgt.stride,
+                        "wgt_step": wgt.step,
+                        "acc_base": block.base + row,
+                    },
+                    act.tile,
+                    act.unit,
+                    wgt.tile,
+                    wgt.unit,
+                    Rows(block.base + row, block.base + row + rows),
+                    repeat * passes,
+                )
+
+    def _term(self, block: Block) -> Iterator[Exec]:
+        """Output-stationary tiles of a block's low-rank term."""
+        term, config = self.product.low_rank, self.config
+        if term is None:
+            return
+        wide = term.act.itemsize == 2, term.top.itemsize == 2
+        row = 0
+        while row < block.rows:
+            rows = self.act.columns(block.row0 + row, block.rows - row)
+            for start, end in segments(term.act.rows, self.act.bounds(), self.top.bounds()):
+                act = self.act.at(block.row0 + row, rows, start)
+                wgt = self.top.at(block.col0, block.cols, start)
+                repeat, base = ceil_div(rows, config.rows), block.term_base + row
+                passes = (1 + wide[0]) * (1 + wide[1]) * max(end - start, config.rows)
+                yield Exec(
+                    {
+                        "dataflow": Dataflow.OS,
+                        "act_wide": int(wide[0]),
+                        "wgt_wide": int(wide[1]),
+                        "accumulate": int(start > 0),
+                        "length": end - start,
+                        "repeat": repeat,
+                        "last": rows - (repeat - 1) * config.rows,
+                        "cols": block.cols,
+                        "act_stride": act.stride,
+                        "act_step": act.step,
+                        "wgt_stride": wgt.stride,
+                        "acc_base": base,
+                        "acc_step": config.rows,
+                    },
+                    act.tile,
+                    act.unit,
+                    wgt.tile,
+                    wgt.unit,
+                    Rows(base, base + rows),
+                    repeat * passes,
+                )
+            row += rows
+
+    def _tiles(self, block: Block) -> int:
+        """Appends the EXECs of a block and returns about how many cycles they take."""
+        # Alternating the order of the two kinds halves the drains that weight-stationary tiles
+        # must wait for.
+        kinds = [self._main(block), self._term(block)]
+        cycles = 0
+        for kind in kinds if block.index % 2 == 0 else kinds[::-1]:
+            for item in kind:
+                self.builder.exec(item)
+                cycles += item.cycles
+        return cycles
+
+    # Post-processor -----------------------------------------------------------------------------
+
+    def _quantized(self, row0: int, col0: int) -> dict[str, int]:
+        """Fields of a row operation that quantizes from that element on."""
+        quantize = self.product.quantize
+        assert quantize is not None
+        fields = {
+            "mode": Mode.INT8 if quantize.target.itemsize == 1 else Mode.INT16,
+            "src_a": self.builder.scale(self._ratio),
+            "delayed": int(self.delayed),
+        }
+        if quantize.word is not None:
+            steps = (COL_STEP, ROW_STEP) if quantize.transposed else (ROW_STEP, COL_STEP)
+            word = quantize.word + row0 * steps[0] + col0 * steps[1]
+            fields |= {
+                "stochastic": 1,
+                "transposed": int(quantize.transposed),
+                "word0": word & 0xFFFFFFFF,
+            }
+        return fields
+
+    def _quantize_block(self, block: Block, **fields: int) -> int:
+        """A block of the accumulators to its place in memory."""
+        quantize = self.product.quantize
+        assert quantize is not None
+        target = quantize.target.area(block.row0, block.rows, block.col0, block.cols)
+        return self.builder.rows(
+            block.rows,
+            block.cols,
+            block.base,
+            target,
+            **self._quantized(block.row0, block.col0),
+            **fields,
+        )
+
+    @property
+    def _ratio(self) -> str:
+        return f"#ratio {self.product.name}"
+
+    def _block_posts(self, block: Block) -> int:
+        """Row operations on a block while the array computes the next ones; their cycles."""
+        product, builder, quantize = self.product, self.builder, self.product.quantize
+        term = product.low_rank
+        store = product.keep or (self.just_in_time and not self.plan.resident)
+        streaming = quantize is not None and quantize.streaming
+        if streaming and term is None and product.bias is None and not store:
+            return self._quantize_block(block, amax=1)
+        if product.bias is not None:
+            area = product.bias.area(0, 1, block.col0, block.cols)
+            builder.post(Opcode.BIAS, reads=area, cols=block.cols)
+        fields = {
+            "limit": self.limit,
+            "amax": int(quantize is not None),
+            "bias": int(product.bias is not None),
+        }
+        changed = term is not None or product.bias is not None
+        if changed and quantize is not None and (self.plan.resident or streaming):
+            fields |= {"write": 1, "dst_base": block.base}
+        source = block.base
+        if term is not None:
+            fields |= {
+                "mode": Mode.ACC,
+                "src_a": builder.scale(term.factor),
+                "add": 1,
+                "dst_base": block.base,
+            }
+            source = block.term_base
+        out = None
+        if store:
+            assert product.sums is not None
+            out = product.sums.area(block.row0, block.rows, block.col0, block.cols)
+        cycles = builder.rows(block.rows, block.cols, source, out, **fields)
+        return cycles + (self._quantize_block(block) if streaming else 0)
+
+    def _begin(self) -> None:
+        quantize, builder = self.product.quantize, self.builder
+        if quantize is None:
+            return
+        builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
+        if quantize.record is not None:
+            builder.post(Opcode.AMAX_LOAD, reads=quantize.record.area(), dst=RECORD)
+        if quantize.streaming:
+            # Also says that the record is what quantizes: clipped values count.
+            builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=RECORD)
+            builder.ratio(self._ratio, quantize.target.bits, REFERENCE)
+
+    def _end(self) -> None:
+        quantize, builder = self.product.quantize, self.builder
+        if quantize is None:
+            return
+        builder.post(Opcode.COLLECT, dst=STEP)
+        reference = STEP
+        if not quantize.streaming:
+            if quantize.record is not None:
+                reference = REFERENCE
+                builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=STEP)
+            builder.ratio(self._ratio, quantize.target.bits, reference)
+        builder.div(quantize.scale, self.product.unit, self._ratio)
+        builder.store(quantize.scale)
+        spilled = self.just_in_time and not self.plan.resident
+        if self.just_in_time and self.plan.resident:
+            for block in self.plan.blocks:
+                self._quantize_block(block)
+        if spilled:
+            self._requantize(drop=not self.delayed)
+        if spilled and self.delayed:
+            builder.flush()  # what is clipped counts by the last AMAX_SELECT
+        if not spilled or self.delayed:
+            builder.drop(self._ratio)
+        if quantize.record is not None:
+            builder.post(Opcode.AMAX_SELECT, dst=RECORD, src_a=STEP, src_b=RECORD)
+            builder.post(Opcode.AMAX_READ, writes=quantize.record.area(), src_a=RECORD)
+
+    def _requantize(self, drop: bool) -> None:
+        """Puts the row operations that quantize spilled sums into the background."""
+        product, quantize = self.product, self.product.quantize
+        assert quantize is not None and product.sums is not None
+        rows = min(product.m, MAX_ROWS)
+        pieces = [
+            (row, min(rows, product.m - row), col, min(self.config.cols, product.n - col))
+            for col in range(0, product.n, self.config.cols)
+            for row in range(0, product.m, rows)
+        ]
+        for number, (row, count, col, cols) in enumerate(pieces, 1):
+            self.builder.later(
+                count,
+                cols,
+                product.sums.area(row, count, col, cols),
+                quantize.target.area(row, count, col, cols),
+                drop=self._ratio if drop and number == len(pieces) else "",
+                **self._quantized(row, col),
+            )
+
+    def run(self) -> None:
+        self._begin()
+        for group in self.plan.groups:
+            array = sum(self._tiles(block) for block in group)
+            post = sum(self._block_posts(block) for block in group)
+            self.builder.spare(array - post)
+        self._end()
+
+
+def lower_product(builder: PostBuilder, product: Product) -> None:
+    """Appends a product's items.
+
+    Its Scales `unit` and, of a low-rank term, `factor` must have values; the quantized tensor's
+    gets one.
+    """
+    _Lowering(builder, product).run()

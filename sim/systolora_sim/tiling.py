@@ -1,0 +1,281 @@
+"""How a product is cut: its output into blocks of accumulators, its operands into tiles.
+
+Blocks have at most C columns and as many rows as fit; groups of them alternate between the two
+banks, so that the post-processor has one bank while the array fills the other. Row blocks are
+outermost: the streamed rows of a block stay in their buffer while all columns pass.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from systolora.config import AcceleratorConfig
+from systolora.contract import Buffer, Edge, Layout
+from systolora_sim.memory_map import Symbol
+from systolora_sim.operands import ceil_div
+from systolora_sim.work import Tile, tile
+
+__all__ = [
+    "Block", "Deep", "Place", "Plan", "Stationary", "Streamed", "plan_blocks", "segments",
+]  # fmt: skip
+
+
+class Block(NamedTuple):
+    """A block of a product's output and its place in the accumulator buffer."""
+
+    index: int
+    row0: int
+    rows: int
+    col0: int
+    cols: int
+    base: int  # the sums
+    term_base: int  # the low-rank term
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups of blocks in order; a group shares a bank, the next group has the other bank.
+
+    resident : every block has a place of its own, so that nothing has to be spilled.
+    """
+
+    groups: list[list[Block]]
+    resident: bool
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for group in self.groups for block in group]
+
+
+def plan_blocks(
+    config: AcceleratorConfig, m: int, n: int, low_rank: bool, want_resident: bool, group: int
+) -> Plan:
+    """Places the blocks of an [m, n] output; all of them at once if wanted and possible.
+
+    group : blocks that should be in a group; fewer are where they do not fit.
+    """
+    bank = config.bank_depth
+    limit = bank // (2 if low_rank else 1)
+    apart = low_rank and limit < config.rows  # a bank holds one output-stationary tile
+    if apart:
+        limit = bank
+    rows = ceil_div(m, ceil_div(m, limit))
+    if low_rank:  # blocks begin at whole output-stationary tiles
+        rows = min(m, ceil_div(rows, config.rows) * config.rows)
+    places = [
+        (row0, min(rows, m - row0), col0, min(config.cols, n - col0))
+        for row0 in range(0, m, rows)
+        for col0 in range(0, n, config.cols)
+    ]
+    if apart:
+        blocks = [[Block(i, *place, 0, bank)] for i, place in enumerate(places)]
+        return Plan(blocks, resident=len(places) == 1)
+
+    def placed(size: int, sums: int, terms: int) -> list[list[Block]]:
+        """Groups with rings of `sums` and `terms` blocks in each bank, the terms behind."""
+        groups: list[list[Block]] = []
+        for index, place in enumerate(places):
+            number, inside = divmod(index, size)
+            start, turn = number % 2 * bank, number // 2 * size + inside
+            if inside == 0:
+                groups.append([])
+            base = start + turn % sums * rows
+            term_base = start + (sums + turn % terms) * rows if terms else 0
+            groups[-1].append(Block(index, *place, base, term_base))
+        return groups
+
+    if want_resident:
+        for size in range(min(group, len(places)), 0, -1):
+            sums = ceil_div(ceil_div(len(places), size), 2) * size
+            terms = (bank // rows - sums) // size * size
+            if terms >= size or (not low_rank and terms >= 0):
+                return Plan(placed(size, sums, terms if low_rank else 0), resident=True)
+    size = min(group, limit // rows)
+    slots = limit // rows // size * size
+    return Plan(placed(size, slots, slots if low_rank else 0), resident=False)
+
+
+# Operands ---------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where an EXEC finds an operand: a tile, and units of its buffer.
+
+    unit : from the beginning of the tile to the first line; stride : from a line to the next; step
+    : from a tile of the array to the next.
+    """
+
+    tile: Tile
+    unit: int
+    stride: int
+    step: int
+
+
+def _even(total: int, most: int, unit: int = 1) -> int:
+    """Size of a piece, a multiple of `unit`, that cuts `total` into pieces of about `most`.
+
+    `most` is a multiple of `unit`; pieces are not larger.
+    """
+    return ceil_div(ceil_div(total, ceil_div(total, most)), unit) * unit
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Rows that stream past stationary tiles: [rows, K] of a block, in pieces.
+
+    A block's rows stay in the buffer over all its columns where that leaves room to load the next
+    block's; else pieces of the reduction come anew for each column block, a quarter of the buffer
+    each. rows : of a piece; piece : its part of the reduction.
+    """
+
+    config: AcceleratorConfig
+    symbol: Symbol
+    rows: int
+    piece: int
+
+    @classmethod
+    def fit(cls, config: AcceleratorConfig, symbol: Symbol, rows: int) -> "Streamed":
+        """For blocks of at most that many rows."""
+        entries, size = config.act_entries, symbol.itemsize
+        each = config.act_entry_bytes // size  # elements of an entry
+        full = ceil_div(symbol.cols, each)
+        most = entries * 7 // 16
+        if rows * full <= most:
+            return cls(config, symbol, rows, full * each)
+        quarter = entries // 4
+        if rows > quarter:
+            return cls(config, symbol, _even(rows, quarter), each)
+        return cls(config, symbol, rows, _even(full, quarter // rows) * each)
+
+    def bounds(self) -> set[int]:
+        """Where the pieces of the reduction begin."""
+        return set(range(0, self.symbol.cols, self.piece))
+
+    def at(self, row0: int, rows: int, k: int) -> Place:
+        """The rows of a piece from reduction element `k` on."""
+        config, size = self.config, self.symbol.itemsize
+        start = k // self.piece * self.piece
+        area = self.symbol.area(row0, rows, start, min(self.piece, self.symbol.cols - start))
+        held = tile(config, Buffer.ACT, Layout.PLAIN, area)
+        stride = held.row_entries * config.act_entry_bytes // config.act_unit
+        return Place(held, (k - start) * size // config.act_unit, stride, size)
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """The stationary operand: [N, K] from the left edge, [K, N] from the top, in pieces.
+
+    piece : of the reduction, about a quarter of the buffer for the columns of a tile; width :
+    columns that a load brings: a column block from the left, from the top whole entries.
+    """
+
+    config: AcceleratorConfig
+    symbol: Symbol
+    edge: Edge
+    piece: int
+    width: int
+
+    @classmethod
+    def fit(cls, config: AcceleratorConfig, symbol: Symbol, edge: Edge) -> "Stationary":
+        """For all columns of a product."""
+        quarter, each = config.wgt_entries // 4, config.wgt_entry_bytes // symbol.itemsize
+        if edge == Edge.LEFT:
+            full = ceil_div(symbol.cols, each)
+            piece = _even(full, max(1, quarter // config.left_load)) * each
+            return cls(config, symbol, edge, piece, config.cols)
+        tiles = ceil_div(symbol.rows, config.rows)
+        piece = _even(tiles, max(1, quarter // config.top_load)) * config.rows
+        return cls(config, symbol, edge, piece, each)
+
+    def bounds(self) -> set[int]:
+        """Where the pieces of the reduction begin."""
+        k = self.symbol.cols if self.edge == Edge.LEFT else self.symbol.rows
+        return set(range(0, k, self.piece))
+
+    def at(self, col0: int, cols: int, k: int) -> Place:
+        """The tiles of a column block from reduction element `k` on."""
+        config, symbol, size = self.config, self.symbol, self.symbol.itemsize
+        start, unit = k // self.piece * self.piece, config.wgt_unit
+        if self.edge == Edge.LEFT:
+            area = symbol.area(col0, cols, start, min(self.piece, symbol.cols - start))
+            held = tile(config, Buffer.WGT, Layout.LEFT, area)
+            stride = held.row_entries * config.wgt_entry_bytes // unit
+            return Place(held, (k - start) * size // unit, stride, config.rows * size // unit)
+        first = col0 // self.width * self.width
+        area = symbol.area(
+            start, min(self.piece, symbol.rows - start), first, min(self.width, symbol.cols - first)
+        )
+        held = tile(config, Buffer.WGT, Layout.TOP, area)
+        stride = held.row_entries * config.wgt_entry_bytes // unit
+        step = config.top_load * stride
+        offset = (k - start) // config.rows * step + (col0 - first) * size // unit
+        return Place(held, offset, stride, step)
+
+
+@dataclass(frozen=True)
+class Deep:
+    """An operand of an output-stationary product: [K, columns], its reduction in pieces.
+
+    buffer : ACT for the rows of the output, WGT for its columns; piece : of the reduction; width :
+    columns of the operand in a tile, whole entries; 0: all of them.
+    """
+
+    config: AcceleratorConfig
+    symbol: Symbol
+    buffer: Buffer
+    piece: int
+    width: int
+
+    @classmethod
+    def fit(
+        cls, config: AcceleratorConfig, symbol: Symbol, buffer: Buffer, columns: int
+    ) -> "Deep":
+        """For products that take at most that many columns of the operand at a time."""
+        act = buffer == Buffer.ACT
+        entries = config.act_entries if act else config.wgt_entries
+        each = (config.act_entry_bytes if act else config.wgt_entry_bytes) // symbol.itemsize
+        if symbol.rows * ceil_div(symbol.cols, each) <= entries // 8:
+            return cls(config, symbol, buffer, symbol.rows, 0)
+        quarter = max(1, entries // 4)
+        # Columns may begin inside an entry: one more than they fill.
+        width = min(ceil_div(columns - 1, each) + 1, ceil_div(symbol.cols, each), quarter)
+        return cls(
+            config, symbol, buffer, _even(symbol.rows, max(1, quarter // width)), width * each
+        )
+
+    @property
+    def entry(self) -> int:
+        """Elements of an entry of the buffer."""
+        config = self.config
+        size = config.act_entry_bytes if self.buffer == Buffer.ACT else config.wgt_entry_bytes
+        return size // self.symbol.itemsize
+
+    def columns(self, col0: int, cols: int) -> int:
+        """How many columns from col0 on one tile can bring, at most `cols`."""
+        if not self.width:
+            return cols
+        return min(cols, self.width - col0 % self.entry)
+
+    def bounds(self) -> set[int]:
+        """Where the pieces of the reduction begin."""
+        return set(range(0, self.symbol.rows, self.piece))
+
+    def at(self, col0: int, cols: int, k: int) -> Place:
+        """Columns of the operand from reduction element `k` on."""
+        config, symbol, size = self.config, self.symbol, self.symbol.itemsize
+        act = self.buffer == Buffer.ACT
+        start = k // self.piece * self.piece
+        depth = min(self.piece, symbol.rows - start)
+        first = col0 // self.entry * self.entry if self.width else 0
+        count = min(first + self.width, symbol.cols) - first if self.width else symbol.cols
+        held = tile(config, self.buffer, Layout.PLAIN, symbol.area(start, depth, first, count))
+        unit = config.act_unit if act else config.wgt_unit
+        entry = config.act_entry_bytes if act else config.wgt_entry_bytes
+        stride = held.row_entries * entry // unit
+        return Place(held, (k - start) * stride + (col0 - first) * size // unit, stride, size)
+
+
+def segments(k: int, *bounds: set[int]) -> Iterator[tuple[int, int]]:
+    """(start, end) of the parts of a reduction of k elements in which every operand is one piece."""
+    starts = sorted(set().union(*bounds) | {k})
+    yield from zip(starts[:-1], starts[1:], strict=True)

@@ -1,0 +1,135 @@
+"""Compiled programs on the functional machine: the bits of the golden model, in every schedule."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from systolora.config import AcceleratorConfig, preset
+from systolora.contract import Fault
+from systolora_sim import golden
+from systolora_sim.layer import LayerResult
+from systolora_sim.lowering import CompileError, compile_layer, compile_training
+from systolora_sim.numerics import Scale
+from systolora_sim.step_program import StepProgram, read_back
+from systolora_sim.system_machine import Memory, RunResult, SystemMachine
+from systolora_sim.training import LayerState, TrainingResult, TrainingState, new_master, run_steps
+from test_golden import gaussian, quantized_layer
+from test_training import KINDS, optimizer_of, same, same_result, state_of
+
+SEED = 1311
+TINY, ECP5, DEFAULT = preset("tiny"), preset("ecp5"), preset("default")
+#: Arrays of other shapes, buses and buffers; the smallest of everything among them.
+ODD = {
+    "flat": AcceleratorConfig(
+        rows=4, cols=16, segments=4, acc_depth=32, bus_bits=64, act_bytes=1 << 12,
+        wgt_bytes=1 << 12,
+    ),
+    "tall": AcceleratorConfig(
+        rows=16, cols=4, segments=2, acc_depth=64, bus_bits=512, act_bytes=1 << 12,
+        wgt_bytes=1 << 13,
+    ),
+    "least": AcceleratorConfig(
+        rows=4, cols=4, segments=4, acc_depth=8, bus_bits=64, act_bytes=128, wgt_bytes=64
+    ),
+    "wide bus": AcceleratorConfig(
+        rows=8, cols=8, segments=8, acc_depth=16, bus_bits=512, act_bytes=1 << 10,
+        wgt_bytes=1 << 10,
+    ),
+}  # fmt: skip
+
+
+def run(
+    program: StepProgram, image: np.ndarray | None = None, runs: int = 1
+) -> tuple[np.ndarray, RunResult]:
+    """Memory after the runs, proven free of races."""
+    memory = Memory(program.base, program.memory())
+    if image is not None:
+        memory.data[: program.image.size] = image[: program.image.size]
+    machine = SystemMachine(
+        program.config, memory, program.read_window, program.write_window, strict=True
+    )
+    result = machine.run(program.address, program.length, runs, program.word_base, program.step)
+    assert result.fault == Fault.NONE, result
+    return memory.data, result
+
+
+def explain(got: LayerResult, want: LayerResult) -> str:
+    """Which tensors, scales and records differ."""
+    names = [n for n, t in want.tensors.items() if not np.array_equal(t, got.tensors[n])]
+    scales = [n for n, scale in want.scales.items() if scale != got.scales[n]]
+    return f"tensors {names}, scales {scales}, {got.amax, want.amax, got.sticky, want.sticky}"
+
+
+def check_training(state: TrainingState, config: AcceleratorConfig, runs: int = 1) -> StepProgram:
+    program = compile_training(state, config)
+    image, _ = run(program, runs=runs)
+    got, want = read_back(program, image, runs), run_steps(state, runs)
+    assert isinstance(got, TrainingResult)
+    for name, result in want.results.items():
+        if runs > 1:  # the program's words collect what the golden model gives for each step
+            got.results[name].sticky = result.sticky
+        assert same_result(got.results[name], result), explain(got.results[name], result)
+    assert same(got, want)
+    return program
+
+
+def check_layer(layer: Any, config: AcceleratorConfig) -> StepProgram:
+    program = compile_layer(layer, config)
+    got, want = read_back(program, run(program)[0]), golden.run_layer(layer)
+    assert isinstance(got, LayerResult)
+    assert same_result(got, want), explain(got, want)
+    return program
+
+
+@pytest.mark.parametrize("config", [TINY, ECP5, DEFAULT, *ODD.values()])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_the_golden_step(config, kind):
+    check_training(state_of(kind, decay=0.01), config)
+
+
+@pytest.mark.parametrize("config", [TINY, ODD["flat"], ODD["tall"]])
+def test_several_layers_and_runs(config):
+    check_training(state_of("momentum", layers=3, delayed=frozenset(["Y", "dX"])), config, runs=3)
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        {"delayed": frozenset(["H", "Y", "dH", "dX"])},
+        {"stochastic": frozenset(["H", "Y", "dH", "dX"])},
+        {
+            "delayed": frozenset(["H", "Y", "dH", "dX"]),
+            "stochastic": frozenset(["H", "dX"]),
+            "amax": {"H": 900, "Y": 5000, "dH": 1000, "dX": 3000},
+        },
+        {"bits": {"H": 16, "Y": 16, "dH": 16, "dX": 16}},
+    ],
+)
+def test_modes(modes):
+    for config in (TINY, ODD["least"]):
+        check_training(state_of("sgd", **modes), config, runs=2)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        16,
+        {"x": 16, "weight": 8, "lora_A": 16, "lora_B": 8, "dy": 8},
+        {"x": 8, "weight": 8, "lora_A": 8, "lora_B": 16, "dy": 16},
+    ],
+)
+@pytest.mark.parametrize("config", [TINY, *ODD.values()])
+def test_widths(widths, config):
+    check_training(state_of("lion", widths=widths), config)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "r"),
+    [(1, 1, 1, 1), (37, 50, 21, 5), (9, 130, 40, 17), (70, 9, 66, 33), (20, 40, 300, 3)],
+)
+@pytest.mark.parametrize("config", [TINY, ECP5, DEFAULT, *ODD.values()])
+def test_shapes(n, d, k, r, config):
+    layer = quantized_layer(gaussian(n, d, k, r, SEED), want_dx=True)
+    check_layer(layer, config)
