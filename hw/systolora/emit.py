@@ -770,9 +770,7 @@ def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") ->
     manifest = {
         "configuration": config.to_dict(),
         "digest": config.digest,
-        "files": {
-            name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()
-        },
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         **emitted.manifest(),
     }
     _write_all(directory, {**files, MANIFEST: json.dumps(manifest, indent=2) + "\n"})

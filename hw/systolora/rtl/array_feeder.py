@@ -174,9 +174,7 @@ class ArrayFeeder(wiring.Component):
             wgt.count.eq(lines),
             wgt.plane.eq(plane(item.wgt_wide, wgt_low)),
             # The last pass that reads the stationary buffer
-            wgt.signal.eq(
-                item.signal_load & last_tile & wgt_last & Mux(is_os, act_last, ~act_low)
-            ),
+            wgt.signal.eq(item.signal_load & last_tile & wgt_last & Mux(is_os, act_last, ~act_low)),
         ]
 
         with m.If(fire):

@@ -255,43 +255,20 @@ class Dispatcher(wiring.Component):
             return count << bus_bits
 
         with m.Switch(views[Kind.CONTROL].kind):
-            with m.Case(Kind.LOAD), m.If(job == 0):
-                entries = [
-                    (load.row_bytes + (size - 1)) >> (size.bit_length() - 1)
-                    for size in self._entry_bytes
-                ]
-                m.d.comb += [
-                    region.base.eq(load.base),
-                    region.outer_stride.eq(load.row_step),
-                    region.tail.eq(Mux(load.buffer == Buffer.WGT, entries[1], entries[0])),
-                    region.limit.eq(
-                        Mux(load.buffer == Buffer.WGT, self._entries[1], self._entries[0])
-                    ),
-                ]
-                rows = Signal(16, name="load_rows")
-                m.d.comb += rows.eq(load.rows - 1)
-                with m.Switch(load.layout):
-                    for layout, group in (
-                        (Layout.LEFT, self._cols // self._segments),
-                        (Layout.TOP, self._rows // self._segments),
-                    ):
-                        bits = group.bit_length() - 1
-                        tiles = rows >> (bits + self._segments.bit_length() - 1)
-                        with m.Case(layout):
-                            m.d.comb += region.outer.eq((tiles << bits) | (group - 1))
-                    with m.Default():
-                        m.d.comb += region.outer.eq(rows)
             with m.Case(Kind.LOAD):
-                m.d.comb += [
-                    job_last.eq(1),
-                    job_fault.eq(Fault.WINDOW),
-                    base_limit.eq(self.read_base),
-                    region.base.eq(load.address),
-                    region.outer.eq(load.rows - 1),
-                    region.outer_stride.eq(load.stride),
-                    region.tail.eq(words(load.row_bytes)),
-                    region.limit.eq(self.read_limit),
-                ]
+                with m.If(job == 0):
+                    self._load_buffer(m, load, region)
+                with m.Else():
+                    m.d.comb += [
+                        job_last.eq(1),
+                        job_fault.eq(Fault.WINDOW),
+                        base_limit.eq(self.read_base),
+                        region.base.eq(load.address),
+                        region.outer.eq(load.rows - 1),
+                        region.outer_stride.eq(load.stride),
+                        region.tail.eq(words(load.row_bytes)),
+                        region.limit.eq(self.read_limit),
+                    ]
             with m.Case(Kind.EXEC):
                 is_os = item.dataflow == Dataflow.OS
                 left = ~is_os & (item.edge == Edge.LEFT)
@@ -326,9 +303,7 @@ class Dispatcher(wiring.Component):
                         job_last.eq(1),
                         region.base.eq(item.acc_base),
                         region.inner_stride.eq(item.acc_step),
-                        region.tail.eq(
-                            Mux(is_os, Mux(short, item.last, self._rows), item.length)
-                        ),
+                        region.tail.eq(Mux(is_os, Mux(short, item.last, self._rows), item.length)),
                         region.limit.eq(self._acc_depth),
                         last_row.eq(bounds.end - 1),
                         split.eq((last_row >> bank_bits) != (item.acc_base >> bank_bits)),
@@ -354,6 +329,32 @@ class Dispatcher(wiring.Component):
                         region.tail.eq(verdict.out_bytes),
                         region.limit.eq(self.write_limit),
                     ]
+
+    def _load_buffer(self, m: Module, load, region) -> None:
+        """The entries that a LOAD fills, of the fullest bank."""
+        entries = [
+            (load.row_bytes + (size - 1)) >> (size.bit_length() - 1) for size in self._entry_bytes
+        ]
+        is_wgt = load.buffer == Buffer.WGT
+        rows = Signal(16, name="load_rows")
+        m.d.comb += [
+            rows.eq(load.rows - 1),
+            region.base.eq(load.base),
+            region.outer_stride.eq(load.row_step),
+            region.tail.eq(Mux(is_wgt, entries[1], entries[0])),
+            region.limit.eq(Mux(is_wgt, self._entries[1], self._entries[0])),
+        ]
+        with m.Switch(load.layout):
+            for layout, group in (
+                (Layout.LEFT, self._cols // self._segments),
+                (Layout.TOP, self._rows // self._segments),
+            ):
+                bits = group.bit_length() - 1
+                tiles = rows >> (bits + self._segments.bit_length() - 1)
+                with m.Case(layout):
+                    m.d.comb += region.outer.eq((tiles << bits) | (group - 1))
+            with m.Default():
+                m.d.comb += region.outer.eq(rows)
 
     def _tokens(self, m: Module, kind, views, bad: Signal, count: Signal) -> None:
         """Tokens in program order: what a wait may rely on."""

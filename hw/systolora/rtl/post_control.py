@@ -194,7 +194,9 @@ class PostControl(wiring.Component):
             self.sat_row.eq(age[PostLane.SATURATED]),
             self.clip_row.eq(age[PostLane.CLIPPED] & (command.mode == Mode.ACC)),
             self.status.eq(command.status),
-            self.delayed_row.eq(age[PostLane.CLIPPED] & quantizes & command.delayed & ~self._fallback),
+            self.delayed_row.eq(
+                age[PostLane.CLIPPED] & quantizes & command.delayed & ~self._fallback
+            ),
         ]
 
     def _registers(

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -152,6 +152,7 @@ class RunControl(wiring.Component):
 
     def _failures(self, m: Module, failed: Signal, failure) -> None:
         """What ends a run at once: requests that memory refused, and an abort."""
+
         def bus_fault(code, decode: Fault, slave: Fault):
             return Mux(code == MemoryCode.DECODE, decode, slave)
 
