@@ -10,15 +10,11 @@ from .config import AcceleratorConfig
 from .contract import (
     AMAX_REGISTERS,
     COL_STEP,
-    CONTROL,
     DESCRIPTOR_BYTES,
     DESCRIPTORS,
     DEVICE_ID,
-    EXEC,
     INFO,
-    LOAD,
     POST,
-    POST_DESCRIPTOR,
     PROGRAM_MAX,
     REGISTER_ADDRESS_BITS,
     REGISTER_BITS,
@@ -134,11 +130,12 @@ def render_markdown() -> str:
         "; ".join(f"{name}, {text}" for name, text in _ACCESS.items()) + ".",
         "",
         "SLVERR answers an address without a register, a write to a read-only register, a write to",
-        "a register marked *idle* while busy, a set bit that does not exist in a `rw` register (such",
-        "as a bit beyond `address_bits`), and a start while busy. Such a write changes nothing,",
-        "except that a start while busy sets STATUS.start_ignored, and that an abort in the same",
-        "write counts. Bytes without a strobe keep their value, and are 0 to `w1c` and `wo`.",
-        "After a reset everything is 0, but the constants of the configuration, and RUNS, which is 1.",
+        "a register marked *idle* while busy, a set bit that does not exist in a `rw` register",
+        "(such as one beyond `address_bits`), and a start while busy. Such a write changes",
+        "nothing, except that a start while busy sets STATUS.start_ignored, and that an abort in",
+        "the same write counts. Bytes without a strobe keep their value, and are 0 to `w1c` and",
+        "`wo`. After a reset everything is 0, but the constants of the configuration, and RUNS,",
+        "which is 1.",
         "",
     ]
     rows = []
@@ -244,13 +241,13 @@ def _header_descriptors() -> list[str]:
     ]
     rows = []
     for name, fields in (
-        *(("LOAD", LOAD), ("EXEC", EXEC), ("POST", POST_DESCRIPTOR), ("CONTROL", CONTROL)),
+        *((kind.name, fields) for kind, fields in DESCRIPTORS.items()),
         ("SCALE", SCALE),
     ):
         for field, position in _positions(fields):
             doc = f"{field.doc}{', signed' if field.signed else ''}"
-            rows.append((f"{name}_{field.name.upper()}_BIT", f"{position}u", doc))
-            rows.append((f"{name}_{field.name.upper()}_WIDTH", f"{field.width}u", ""))
+            rows.append((f"DESC_{name}_{field.name.upper()}_BIT", f"{position}u", doc))
+            rows.append((f"DESC_{name}_{field.name.upper()}_WIDTH", f"{field.width}u", ""))
     return lines + _defines(rows)
 
 
