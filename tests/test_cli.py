@@ -35,7 +35,7 @@ def assert_refused(run: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in run.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["run"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["run"], ["info"], ["adapter"]])
 def test_help(command):
     run = systolora(*command, "--help")
     assert run.returncode == 0 and run.stderr == ""
@@ -67,6 +67,10 @@ def test_info():
         (["run", "nothing.safetensors", "-o", "y"], ["nothing.safetensors"]),
         (["run", str(LAYER), "-o", "missing/dir/y"], ["missing/dir/y"]),
         (["run", str(LAYER), "-o", "y", "--backend", "fpga"], ["fpga"]),
+        (["adapter", "import", "none", "-o", "y"], ["none: cannot be read"]),
+        (["adapter", "import", "none", "-o", "y", "--format", "peft"], ["--format"]),
+        (["adapter", "export", "none", "-o", "y", "--format", "zip"], ["zip", "kohya"]),
+        (["adapter", "export", "none", "-o", "y", "--form", "int8"], ["int8", "float32"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )

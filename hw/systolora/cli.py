@@ -57,9 +57,10 @@ examples:
 _RUN = f"""\
 Reads a LoRA layer (safetensors: x, weight, lora_A, lora_B, dy, gain) and writes the results of its
 forward and backward pass, or trains one or many layers for some steps. A file without an adapter is
-a frozen layer; one with a, b and metadata `product` (nt, nn, tn) is a bare product. The golden model
-is the definition, in NumPy; machine executes the Core's commands without timing; rtl generates the
-Verilog, builds a simulator and drives it. All write the same bytes, whatever the configuration.
+a frozen layer; one with a, b and metadata `product` (nt, nn, tn) is a bare product. The golden
+model is the definition, in NumPy; machine executes the Core's commands without timing; rtl
+generates the Verilog, builds a simulator and drives it. All write the same bytes, whatever the
+configuration.
 
 {_CONFIGURATION}"""
 
