@@ -41,6 +41,7 @@ class PostBuilder:
         self.items: list[Item] = []
         #: Row operations that any later moment suits, in order, and what to do after each.
         self._background: deque[tuple[Post, str]] = deque()
+        self._writes: set[int] = set()  # addresses of the tensors that they write
         self._registers: dict[str, int] = {}  # by name, the longest idle first
         self._free = list(range(SCALE_REGISTERS))[::-1]
         self._pinned: set[str] = set()
@@ -48,7 +49,10 @@ class PostBuilder:
     # Items --------------------------------------------------------------------------------------
 
     def exec(self, item: Exec) -> None:
-        """Appends an EXEC."""
+        """Appends an EXEC, behind the row operations that were put off if it needs their results."""
+        needed = (item.act.area.symbol.address, item.wgt.area.symbol.address)
+        if not self._writes.isdisjoint(needed):
+            self.flush()
         self.items.append(item)
 
     def control(self, item: Control) -> None:
@@ -123,6 +127,7 @@ class PostBuilder:
     ) -> None:
         """A row operation for `spare`, from memory to memory; `drop` names a Scale it frees."""
         self._background.append((self._rows(rows, cols, source, out, fields), drop))
+        self._writes.add(out.symbol.address)
 
     def spare(self, cycles: int) -> None:
         """Appends row operations that were put off, as many as take that many cycles."""
@@ -140,6 +145,8 @@ class PostBuilder:
         self._append(item)
         if drop:
             self.drop(drop)
+        if not self._background:
+            self._writes.clear()
 
     # Scales -------------------------------------------------------------------------------------
 
