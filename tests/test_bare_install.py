@@ -27,8 +27,8 @@ def test_generate_in_a_bare_environment(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    text = (tmp_path / "out" / "systolora_core.v").read_text()
-    assert "module systolora_core(" in text
+    text = (tmp_path / "out" / "systolora_top.v").read_text()
+    assert "module systolora_top(" in text
 
     # And the same bytes as here
     here = tmp_path / "here"
@@ -38,4 +38,4 @@ def test_generate_in_a_bare_environment(tmp_path):
         cwd=ROOT / "hw",
         stdout=subprocess.DEVNULL,
     )
-    assert (here / "systolora_core.v").read_text() == text
+    assert (here / "systolora_top.v").read_text() == text

@@ -105,11 +105,18 @@ def test_generate_is_deterministic(tmp_path):
         systolora("generate", "--config", config, "-o", second, cwd=tmp_path),
     ]
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
-    for name in ("systolora_core.v", "manifest.json"):
+    names = (
+        "systolora_top.v",
+        "systolora_axi.v",
+        "systolora_regs.h",
+        "systolora.rdl",
+        "manifest.json",
+    )
+    for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes()
     manifest = json.loads((first / "manifest.json").read_text())
     assert manifest["configuration"]["rows"] == 4
-    assert str(tmp_path) not in (first / "systolora_core.v").read_text()
+    assert str(tmp_path) not in (first / "systolora_top.v").read_text()
 
 
 def test_run_golden(tmp_path):

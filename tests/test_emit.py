@@ -35,7 +35,7 @@ def toy() -> Emitted:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[Emitted, Path]:
     directory = tmp_path_factory.mktemp("small")
-    return emit(SMALL, directory), directory
+    return emit(SMALL, directory, "core"), directory
 
 
 class Wrapped(wiring.Component):
@@ -307,7 +307,9 @@ def test_same_bytes_whatever_the_process(tmp_path):
             capture_output=True,
         )
         found.append({f.name: f.read_bytes() for f in (directory / "out").iterdir()})
-    assert len(found[0]) == 2
+    assert set(found[0]) == {
+        "systolora_top.v", "systolora_axi.v", "systolora_regs.h", "systolora.rdl", MANIFEST,
+    }  # fmt: skip
     assert found[0] == found[1]
 
 
@@ -397,7 +399,9 @@ def test_a_failing_yosys_is_an_error_of_one_line(monkeypatch):
 
 
 def test_a_file_in_the_way_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(systolora.emit, "_core", None)  # would raise TypeError if it were reached
+    monkeypatch.setattr(
+        systolora.emit, "_component", None
+    )  # would raise TypeError if it were reached
     (tmp_path / "file").write_text("")
     for path in ("file", "file/below"):
         with pytest.raises(EmitError, match=r"file(/below)?: "):
@@ -407,15 +411,15 @@ def test_a_file_in_the_way_is_refused_before_any_work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """emit, with a toy for a Core."""
-    monkeypatch.setattr(systolora.emit, "_core", lambda config: ToyPE(4))
+    """emit, with a toy for a unit."""
+    monkeypatch.setattr(systolora.emit, "_component", lambda config, unit: ToyPE(4))
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_directory_in_the_place_of_a_file(tmp_path):
     (tmp_path / MANIFEST).mkdir()
     with pytest.raises(EmitError, match=rf"{MANIFEST}: is a directory"):
-        emit(SMALL, tmp_path)
+        emit(SMALL, tmp_path, "core")
     assert [f.name for f in tmp_path.iterdir()] == [MANIFEST]
 
 
@@ -434,13 +438,13 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, failing):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(EmitError, match="No space left on device"):
-        emit(SMALL, tmp_path / "new")
+        emit(SMALL, tmp_path / "new", "core")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("quick")
 def test_an_interrupt_leaves_the_old_files(tmp_path, monkeypatch):
-    emit(SMALL, tmp_path)
+    emit(SMALL, tmp_path, "core")
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     assert set(before) == {"pe.v", MANIFEST}
 
@@ -449,5 +453,5 @@ def test_an_interrupt_leaves_the_old_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        emit(preset("tiny"), tmp_path)
+        emit(preset("tiny"), tmp_path, "core")
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before

@@ -40,6 +40,7 @@ from amaranth.lib import data, wiring
 
 from . import __version__
 from .config import AcceleratorConfig
+from .render import render_header, render_rdl
 from .wrapper import WRAPPER, axi_wrapper
 
 __all__ = [
@@ -766,6 +767,8 @@ def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") ->
     if unit == "top":
         files |= {
             f"{WRAPPER}.v": title + axi_wrapper(emitted.name, emitted.ports),
+            "systolora_regs.h": render_header(config),
+            "systolora.rdl": render_rdl(config),
         }
     manifest = {
         "configuration": config.to_dict(),

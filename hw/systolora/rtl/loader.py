@@ -18,7 +18,7 @@ __all__ = ["Loader"]
 
 
 class Loader(wiring.Component):
-    """Takes LOADs in order, asks a MemoryReader for their rows and stores the beats (docs/system.md).
+    """Takes LOADs in order, asks a MemoryReader for their rows, stores the beats (docs/system.md).
 
     A request goes out as soon as the LOAD has its tokens, while rows of earlier ones still come: up
     to DEPTH of them. A beat is stored in the cycle in which it comes.

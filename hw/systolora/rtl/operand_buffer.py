@@ -16,7 +16,7 @@ LANE_BITS = 9
 
 
 class Plane(enum.Enum, shape=2):
-    """What a line is made of: bytes as they lie, or one byte plane of int16 (numerics section 8)."""
+    """What a line is made of: bytes as they lie, or a byte plane of int16 (numerics section 8)."""
 
     BYTES = 0
     LOW = 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -154,7 +154,8 @@ class Top(wiring.Component):
             csr.busy.eq(control.busy),
             csr.finished.eq(control.finished),
             csr.fault.eq(control.fault),
-            csr.sticky.eq(engine.sticky),
+            # Between runs a bit stays as software left it
+            csr.sticky.eq(Mux(control.busy, engine.sticky, 0)),
             self.irq.eq(csr.irq),
         ]
         for number, fault in enumerate(engine.memory_fault):

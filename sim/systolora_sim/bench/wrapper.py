@@ -73,6 +73,7 @@ def wrapper(config: AcceleratorConfig) -> str:
     ]
     pins = [".clk(clk)", ".rst(rst)", ".sticky(sticky)", ".sticky_clear(sticky_clear)"]
     pins.append(".busy(busy)")
+    pins += [f".{name}()" for name in ("array_active", "waits_post", "waits_output")]
     moves = []
     for number, name in enumerate(INPUTS):
         pins += [
