@@ -14,6 +14,7 @@ from harness_toy import BLOCK, HarnessToy, Plant
 from systolora.config import preset
 from systolora.contract import DEVICE_ID, Fault
 from systolora.emit import emit_component
+from systolora.render import render_header
 from systolora_sim.bench import script, system_build
 from systolora_sim.bench.build import BenchError
 from systolora_sim.bench.script import BusError, MemoryModel, Trace, run_script
@@ -22,6 +23,7 @@ from systolora_sim.bench.system_build import TOP, build_system, trace_format
 
 SEED = 20261
 CACHE = Path("build") / "sim"
+DRIVER = Path(__file__).parent.parent / "sw" / "systolora.c"
 CONFIG = preset("tiny")
 BASE = 0xA5_0000_0000
 SIZE = 1 << 16
@@ -34,12 +36,18 @@ def verilog(tmp_path_factory):
     # The name is a part of the build's digest.
     file = tmp_path_factory.mktemp("toy") / f"{TOP}.v"
     file.write_text(emit_component(HarnessToy(CONFIG), TOP).verilog, encoding="utf-8")
+    (file.parent / "systolora_regs.h").write_text(render_header(CONFIG), encoding="utf-8")
     return file
 
 
 @pytest.fixture(scope="module")
 def simulator(verilog):
     return build_system(verilog, CACHE)
+
+
+@pytest.fixture(scope="module")
+def driven(verilog):
+    return build_system(verilog, CACHE, driver=DRIVER)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,30 @@ def test_run(simulator, image, name):
     written = result.last_writes > 0
     assert written.sum() == 40 and written[HALF // BLOCK :][:40].all()
     assert (np.diff(result.last_writes[written].astype(np.int64)) > 0).all()
+
+
+@pytest.mark.parametrize("stall_seed", [None, 8])
+def test_driver(driven, image, stall_seed):
+    """The C driver instead of Python, to a good and to a bad end."""
+    memory = MemoryModel(stall_seed=stall_seed)
+    result = run_system(driven, CONFIG, _job(image, driver=True, memory=memory))
+    np.testing.assert_array_equal(result.image, _expected(image, 40))
+    assert result.fault is Fault.NONE
+    assert 0 <= result.cycles - result.counters["CYCLES"] <= 8
+    job = _job(image, driver=True, memory=memory, program_address=BASE + 8)
+    assert run_system(driven, CONFIG, job).fault is Fault.NONE  # 8 bytes are a word of this bus
+    job = _job(image, driver=True, memory=memory, program_address=BASE + 4)
+    assert run_system(driven, CONFIG, job).fault is Fault.ALIGN
+
+
+def test_driver_fails(driven, image):
+    """What ends a run early ends it through the driver too; what the driver refuses is told."""
+    with pytest.raises(BenchError, match=r"^violation: cycle \d+: m_axi: awaddr"):
+        run_system(driven, CONFIG, _job(image, driver=True, plant=Plant.FIXED))
+    with pytest.raises(BenchError, match=r"^watchdog: cycle \d+: no transfer on m_axi"):
+        run_system(driven, CONFIG, _job(image, driver=True, plant=Plant.HANG, watchdog=900))
+    with pytest.raises(BenchError, match="the driver reports another end than the registers"):
+        run_system(driven, CONFIG, _job(image, driver=True, program_address=1 << 50))
 
 
 def test_latency_and_bandwidth(simulator, image):

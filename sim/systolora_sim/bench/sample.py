@@ -229,7 +229,7 @@ def _first_product(
     h = out["h"]
     b.post(
         Opcode.ROWS, rows=n, cols=cols, mode=Mode.INT8, src_a=3, stochastic=1, word0=0x12345,
-        out_width=0, out_address=h.address, out_stride=h.stride, signal_load=1, signal_exec=1,
+        out_width=0, out_address=h.address, out_stride=h.stride, signal_load=1,
     )  # fmt: skip
     b.post(Opcode.SCALE_READ, src_a=3, out_address=out["h_scale"].address)
     b.post(Opcode.AMAX_READ, src_a=0, out_address=out["h_amax"].address)
@@ -271,7 +271,7 @@ def _second_product(
     b.post(
         Opcode.ROWS, wait_store=1, rows=n, cols=cols, source=Source.STREAM, in_width=3,
         in_address=spill.address, in_stride=spill.stride, add=1, dst_base=bank, write=1, emit=1,
-        out_width=2, out_address=y.address, out_stride=y.stride,
+        out_width=2, out_address=y.address, out_stride=y.stride, signal_exec=1,
     )  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def _third_product(
     out: dict[str, Tensor],
     depth: int,
 ) -> None:
-    """z = quantized p.T @ q, output stationary, all but its last row; in bank 0."""
+    """z = quantized p.T @ q, output stationary, all but its last row; in bank 1."""
     p, q, z = given["p"], given["q"], out["z"]
     wide = config.int16
     act_entry, wgt_entry = config.act_entry_bytes, config.wgt_entry_bytes
@@ -298,12 +298,13 @@ def _third_product(
         wait_load=1, wait_post=1, signal_post=1, dataflow=Dataflow.OS, act_wide=int(wide),
         wgt_wide=int(wide), length=depth, repeat=1, last=config.rows - 1, cols=config.cols,
         act_stride=act_entry // config.rows, wgt_stride=wgt_entry // config.wgt_unit,
+        acc_base=config.bank_depth,
     )  # fmt: skip
     b.post(Opcode.SCALE_SET, dst=4, imm=_scale(45000, -18 if wide else -9))
     b.post(
         Opcode.ROWS, wait_exec=1, rows=config.rows - 1, cols=config.cols, src_a=4, delayed=1,
-        mode=Mode.INT16 if wide else Mode.INT8, out_width=int(wide), out_address=z.address,
-        out_stride=z.stride, transposed=1,
+        src_base=config.bank_depth, mode=Mode.INT16 if wide else Mode.INT8, transposed=1,
+        out_width=int(wide), out_address=z.address, out_stride=z.stride,
     )  # fmt: skip
 
 
@@ -326,17 +327,16 @@ def _masters(
     out: dict[str, Tensor],
     n: int,
 ) -> None:
-    """w = masters - stochastic scaled sums of bank 1, saturated to int16, in the next step."""
+    """w = masters - stochastic scaled sums of bank 0, saturated to int16, in the next step."""
     b.control(Action.NOP)
     b.control(Action.STEP)
     masters, w, bank = given["masters"], out["w"], config.bank_depth
-    half = bank + n
     b.post(
         Opcode.ROWS, rows=n, cols=config.cols - 1, source=Source.STREAM, write=1, in_width=1,
-        in_address=masters.address, in_stride=masters.stride, dst_base=half,
+        in_address=masters.address, in_stride=masters.stride, dst_base=bank,
     )  # fmt: skip
     b.post(
-        Opcode.ROWS, rows=n, cols=config.cols - 1, src_base=bank, mode=Mode.ACC, src_a=8, add=1,
+        Opcode.ROWS, rows=n, cols=config.cols - 1, mode=Mode.ACC, src_a=8, add=1,
         negate=1, limit=Limit.INT16, status=Status.MASTER, stochastic=1, word0=0xFFFFFFF0,
-        dst_base=half, emit=1, out_width=1, out_address=w.address, out_stride=w.stride,
+        dst_base=bank, emit=1, out_width=1, out_address=w.address, out_stride=w.stride,
     )  # fmt: skip

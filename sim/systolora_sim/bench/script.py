@@ -25,6 +25,8 @@ __all__ += ["drive", "load", "read", "reset", "wait", "wait_burst", "wait_irq", 
 WRITE_WORD = 64
 #: The image begins at a multiple of it: a burst never leaves one.
 _PAGE = 4096
+#: Limits may be the end of all addresses.
+_SPACE = 1 << 64
 _SECONDS_TO_STOP = 5.0
 
 Way = Literal["read", "write"]
@@ -123,11 +125,12 @@ def load(address: int, data: bytes) -> Command:
 
 
 def drive(polls: int, fields: Sequence[int]) -> Command:
-    """One program by the C driver: fields are program address, length, read base and limit, write
-    base and limit, runs, WORD_BASE, STEP.
+    """One program by the C driver: fields are program address, length, read base and size, write
+    base and size, runs, WORD_BASE, STEP.
 
-    The event has what the driver said: status, fault, index; and `refused`, accesses that the
-    accelerator answered with an error.
+    The event has what the driver said: accepted, result (negated), fault, index, counted (cycles);
+    and started (cycle of the start), irq_rise (cycle of the interrupt), refused (accesses that the
+    accelerator answered with an error).
     """
     return Command(f"driver {polls} " + " ".join(map(str, fields)))
 
@@ -178,8 +181,8 @@ def _lines(
         f"outstanding {memory.read_outstanding} {memory.write_outstanding}",
         f"watchdog {watchdog}",
         f"limit {limit}",
-        *(f"window {way} {first:#x} {end:#x}" for way, first, end in windows),
-        *(f"error {e.way} {e.response} {e.first:#x} {e.limit:#x}" for e in memory.errors),
+        *(f"window {way} {first:#x} {end % _SPACE:#x}" for way, first, end in windows),
+        *(f"error {e.way} {e.response} {e.first:#x} {e.limit % _SPACE:#x}" for e in memory.errors),
     ]
     if memory.write_late:
         lines.append("write_late")

@@ -37,6 +37,8 @@ _START = 0b1
 _WORD = (1 << REGISTER_BITS) - 1
 #: Cycles in which an interrupt must be gone after its bit was cleared.
 _IRQ_FALLS = 4
+#: What the driver's functions return, negated: SYSTOLORA_OK, SYSTOLORA_E_FAULT.
+_DRIVER_OK, _DRIVER_FAULT = 0, 6
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def run_system(
     """
     identity = [read(name) for name in register_constants(config)]
     if job.driver:
-        fields = (job.program_address, job.length, *job.read_window, *job.write_window)
+        windows = [(first, end - first) for first, end in (job.read_window, job.write_window)]
+        fields = (job.program_address, job.length, *windows[0], *windows[1])
         run = [drive(job.most_cycles, (*fields, job.runs, job.word_base, job.step))]
     else:
         run = [*start_commands(job), wait_irq(job.most_cycles)]
@@ -183,12 +186,29 @@ def run_system(
         name: event["value"]
         for name, event in zip(_AFTER, events[len(identity) + len(run) :], strict=False)
     }
-    cycles = end["started"] if job.driver else end["cycle"] - events[-len(after) - 2]["accepted"]
+    if job.driver:
+        cycles = end["irq_rise"] + 1 - end["started"]
+    else:
+        cycles = end["cycle"] - events[-len(after) - 2]["accepted"]
     result = _result(script, values, cycles)
+    if job.driver:
+        _check_driver(result, end)
     _check_end(result, end, events[-1], values)
-    if job.driver and (end["fault"], end["index"]) != (result.fault, result.index):
-        raise BenchError(f"the driver reports another end than the registers: {end}")
     return result
+
+
+def _check_driver(result: SystemResult, end: dict[str, int]) -> None:
+    """Raises BenchError where the driver says something else than the registers."""
+    told = (end["accepted"], end["result"], end["fault"], end["index"], end["counted"])
+    known = (
+        1,
+        _DRIVER_OK if result.fault == Fault.NONE else _DRIVER_FAULT,
+        result.fault,
+        result.index,
+        result.counters["CYCLES"],
+    )
+    if told != known or end["refused"]:
+        raise BenchError(f"the driver reports another end than the registers, {known}: {end}")
 
 
 def _result(script: ScriptResult, values: dict[str, int], cycles: int) -> SystemResult:
@@ -221,7 +241,7 @@ def _check_end(
     ]
     if wrong:
         raise BenchError(f"after a run with fault {result.fault.name}: {', '.join(wrong)}")
-    if values["IRQ_STATUS"] != (1 if ended_well else 2) and not values["IRQ_STATUS"] == 0:
+    if values["IRQ_STATUS"] != (1 if ended_well else 2):
         raise BenchError(f"IRQ_STATUS = {values['IRQ_STATUS']} with fault {result.fault.name}")
     if last["irq"]:
         raise BenchError("the interrupt stays after IRQ_STATUS was cleared")

@@ -67,7 +67,6 @@ def build_system(
     top: str = TOP,
     trace: str | None = None,
     driver: Path | None = None,
-    includes: Sequence[Path] = (),
 ) -> Simulator:
     """The simulator of an accelerator's Verilog, from the cache if it is there already.
 
@@ -76,8 +75,8 @@ def build_system(
     verilog : file that holds the module `top`
     cache : directory of simulators
     trace : `.fst` or `.vcd`: a slower one that can write such traces
-    driver : file of the C driver, which then is a part of the harness
-    includes : directories with the headers that the driver includes
+    driver : file of the C driver, which then is a part of the harness: with its header beside it,
+        and systolora_regs.h beside the Verilog
 
     Raises
     ------
@@ -94,9 +93,11 @@ def build_system(
         option, include, libraries = _TRACES[trace]
         options.append(option)
         flags += include
+    includes: list[str] = []
     if driver is not None:
-        files += [driver, *(file for place in includes for file in sorted(place.glob("*.h")))]
-        flags += ["-DSYSTOLORA_DRIVER", *(f"-I{place.resolve()}" for place in includes)]
+        files += [driver, driver.with_suffix(".h"), verilog.parent / "systolora_regs.h"]
+        includes = [f"-I{file.parent.resolve()}" for file in (driver, verilog)]
+        flags += ["-DSYSTOLORA_DRIVER", *includes]
     # The wheel's makefile asks for liblz4 too, whose part here is fst/lz4.h.
     make = f" LDLIBS={' '.join(libraries)}" if libraries else ""
 
@@ -120,11 +121,11 @@ def build_system(
     return cached_build(name, parts, files, cache, compile_in)
 
 
-def _compile_driver(driver: Path, includes: Sequence[Path], work: Path) -> str:
+def _compile_driver(driver: Path, includes: Sequence[str], work: Path) -> str:
     """The driver as an object, by a C compiler: it is no C++."""
     target = work / "systolora_driver.o"
     command = [os.environ.get("CC", "gcc"), "-std=c99", "-O1", "-c", str(driver.resolve())]
-    command += [*(f"-I{place.resolve()}" for place in includes), "-o", str(target)]
+    command += [*includes, "-o", str(target)]
     _run(command, work, f"{driver}: the compiler refused it")
     return str(target.resolve())
 

@@ -41,7 +41,7 @@ void Memory::reset() {
 }
 
 bool Memory::put(uint64_t address, const std::vector<uint8_t>& bytes) {
-    const Range image{settings_.base, settings_.base + settings_.image.size()};
+    const Range image{settings_.base, settings_.image.size()};
     if (!image.holds(address, bytes.size())) return false;
     std::memcpy(settings_.image.data() + (address - settings_.base), bytes.data(), bytes.size());
     return true;
@@ -63,10 +63,8 @@ bool Memory::permitted(const std::vector<Range>& windows, uint64_t address, uint
 
 Response Memory::respond(bool write, uint64_t address) const {
     for (const InjectedError& error : settings_.errors)
-        if (error.write == write && address < error.range.limit
-            && address + bus_bytes_ > error.range.first)
-            return error.response;
-    const Range image{settings_.base, settings_.base + settings_.image.size()};
+        if (error.write == write && error.range.meets(address, bus_bytes_)) return error.response;
+    const Range image{settings_.base, settings_.image.size()};
     return image.holds(address, bus_bytes_) ? OKAY : DECERR;
 }
 

@@ -9,12 +9,15 @@
 #include "common.h"
 #include "pins.h"
 
-// Addresses first .. limit-1.
+// `size` bytes from `first` on; they may end with the address space.
 struct Range {
-    uint64_t first, limit;
+    uint64_t first, size;
 
     bool holds(uint64_t address, uint64_t bytes) const {
-        return address >= first && bytes <= limit - first && address - first <= limit - first - bytes;
+        return address >= first && bytes <= size && address - first <= size - bytes;
+    }
+    bool meets(uint64_t address, uint64_t bytes) const {
+        return address >= first ? address - first < size : first - address < bytes;
     }
 };
 

@@ -82,8 +82,8 @@ public:
     }
     Range range() {
         const uint64_t first = number(), limit = number();
-        if (limit < first) throw Stop{"job", "the limit is below the first address"};
-        return {first, limit};
+        if (limit != 0 && limit < first) throw Stop{"job", "the limit is below the first address"};
+        return {first, limit - first};
     }
 
 private:
@@ -214,9 +214,13 @@ void run_command(const Command& command, Simulation& simulation, Memory& memory,
         for (unsigned field = 0; field < DriverProgram::FIELDS; ++field)
             program.fields[field] = numbers[field];
         const DriverResult result = run_driver(program, simulation, lite);
-        events.add("status", static_cast<uint64_t>(result.status));
+        events.add("accepted", result.accepted);
+        events.add("result", static_cast<uint64_t>(static_cast<int64_t>(-result.result)));
         events.add("fault", result.fault);
         events.add("index", result.index);
+        events.add("counted", result.counted);
+        events.add("started", result.started);
+        events.add("irq_rise", simulation.irq_rise());
         events.add("refused", result.refused);
     }
     events.add("cycle", simulation.now());

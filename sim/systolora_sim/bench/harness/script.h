@@ -1,7 +1,7 @@
 // A job: settings, then commands in their order, from a text file; and its result as JSON.
 //
 // One setting or command a line; # begins a comment; numbers in C's notation; a file's name is the
-// rest of its line.
+// rest of its line. A LIMIT is the first address behind; 0 is 2^64.
 //
 //   memory BASE FILE                  the image: FILE's bytes at BASE
 //   latency READ WRITE                cycles, see MemorySettings
@@ -24,7 +24,7 @@
 //   load ADDRESS FILE                 FILE's bytes into the image
 //   dump FILE                         the image
 //   dump_writes FILE                  uint64 per 64 bytes of the image: cycle of the last write
-//   driver POLLS ADDRESS LENGTH READ_BASE READ_LIMIT WRITE_BASE WRITE_LIMIT RUNS WORD_BASE STEP
+//   driver POLLS ADDRESS LENGTH READ_BASE READ_SIZE WRITE_BASE WRITE_SIZE RUNS WORD_BASE STEP
 //                                     one program by the C driver (in builds that have it)
 #ifndef SYSTOLORA_HARNESS_SCRIPT_H
 #define SYSTOLORA_HARNESS_SCRIPT_H

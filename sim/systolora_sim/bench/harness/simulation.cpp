@@ -78,6 +78,7 @@ void Simulation::tick(bool reset) {
     top_->eval();
     if (trace_) trace_->dump(PERIOD * cycle_);
     sample(*top_, master_, slave_);
+    if (top_->irq && !irq_) irq_rise_ = cycle_;
     irq_ = top_->irq;
     top_->clk = 1;
     top_->eval();

@@ -49,6 +49,8 @@ public:
 
     uint64_t now() const { return cycle_; }
     bool irq() const { return irq_; }
+    // Cycle in which the interrupt came last.
+    uint64_t irq_rise() const { return irq_rise_; }
 
 private:
     void tick(bool reset);
@@ -62,7 +64,7 @@ private:
     std::unique_ptr<Trace> trace_;
     MasterPins master_;
     LiteSlavePins slave_;
-    uint64_t cycle_ = 0, idle_ = 0;
+    uint64_t cycle_ = 0, idle_ = 0, irq_rise_ = 0;
     bool irq_ = false, watching_ = false;
     std::chrono::steady_clock::time_point reported_;
 };
