@@ -409,10 +409,9 @@ class SystemMachine:
             fields["word0"] = (f["word0"] + self._word_base) & _WORD
         read, written = post_reads(f), post_writes(f)
         acc_in = np.zeros((0, config.cols), np.int64)
-        if self.strict:
-            self._defined.check_post(self._index, f)
         if self._proof is not None:
             self._prove_post(self._proof, f, read, written)
+            self._defined.check_post(self._index, f)
         if read is not None:
             acc_in = np.full((read.rows, config.cols), POISON, np.int64)
             values = self.memory.rows(read).reshape(read.rows, read.elements, read.width)
