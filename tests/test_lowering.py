@@ -1,6 +1,5 @@
 """Compiled programs on the functional machine: the bits of the golden model, in every schedule."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ from systolora.config import AcceleratorConfig, preset
 from systolora.contract import Fault
 from systolora_sim import golden
 from systolora_sim.layer import LayerResult
-from systolora_sim.lowering import CompileError, compile_layer, compile_training
-from systolora_sim.numerics import Scale
+from systolora_sim.lowering import compile_layer, compile_training
 from systolora_sim.step_program import StepProgram, read_back
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
-from systolora_sim.training import LayerState, TrainingResult, TrainingState, new_master, run_steps
+from systolora_sim.training import TrainingResult, TrainingState, run_steps
 from test_golden import gaussian, quantized_layer
-from test_training import KINDS, optimizer_of, same, same_result, state_of
+from test_training import KINDS, same, same_result, state_of
 
 SEED = 1311
 TINY, ECP5, DEFAULT = preset("tiny"), preset("ecp5"), preset("default")

@@ -53,7 +53,9 @@ __all__ = [
 ]
 
 #: safetensors' names of the types that this package reads and writes.
-_DTYPES = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+_DTYPES = {
+    "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4",
+}  # fmt: skip
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 INTEGERS = ("I8", "I16")
 FLOATS = ("F32", "F16", "BF16")

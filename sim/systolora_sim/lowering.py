@@ -38,7 +38,7 @@ from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
 from systolora_sim.staging import stage
-from systolora_sim.step_program import LayerStructure, StepProgram, Structure
+from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
 from systolora_sim.tokens import place_tokens
 from systolora_sim.training import TrainingState
 from systolora_sim.update_lowering import UpdateRule, lower_update, lower_working_copy
@@ -46,7 +46,6 @@ from systolora_sim.work import Control, Op
 
 __all__ = ["PHASES", "CompileError", "compile_layer", "compile_training"]
 
-PHASES = ("step", "forward", "backward", "update")
 #: The products of each phase in the order in which they run.
 _PRODUCTS = {
     "step": ("H", "dH", "dX", "Y", "dB", "dA"),

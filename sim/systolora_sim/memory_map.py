@@ -5,7 +5,6 @@ a multiple of 64 bytes, and so does each of its rows, whatever the bus: one imag
 configurations. Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from systolora_sim.numerics import Scale
 
-__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "round_up", "symbols_from"]
+__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "round_up"]
 
 Array = NDArray[Any]
 
@@ -210,8 +209,3 @@ class MemoryMap:
         for name, other in self._aliases.items():
             self.symbols[name] = self.symbols[other]
         return image
-
-
-def symbols_from(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Symbol]:
-    """Symbols by name from the `to_dict` of each."""
-    return {name: Symbol(**fields) for name, fields in entries.items()}

@@ -49,7 +49,7 @@ class PostBuilder:
     # Items --------------------------------------------------------------------------------------
 
     def exec(self, item: Exec) -> None:
-        """Appends an EXEC, behind the row operations that were put off if it needs their results."""
+        """Appends an EXEC, behind row operations that were put off if it needs their results."""
         needed = (item.act.area.symbol.address, item.wgt.area.symbol.address)
         if not self._writes.isdisjoint(needed):
             self.flush()
@@ -96,7 +96,11 @@ class PostBuilder:
             base = fields["dst_base"]
             acc.append(Rows(base, base + rows))
             bank = self.config.bank_depth
-            if fields.get("add") and not isinstance(source, Area) and base // bank == source // bank:
+            if (
+                fields.get("add")
+                and not isinstance(source, Area)
+                and base // bank == source // bank
+            ):
                 cycles *= 2
         if out is not None and fields.get("mode") not in (Mode.INT8, Mode.INT16):
             fields["emit"] = 1

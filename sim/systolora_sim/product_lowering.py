@@ -137,9 +137,7 @@ class _Lowering:
         wide = product.streamed.itemsize == 2, product.stationary.itemsize == 2
         for row in range(0, block.rows, self.streamed.rows):
             rows = min(self.streamed.rows, block.rows - row)
-            for start, end in segments(
-                product.k, self.streamed.bounds(), self.stationary.bounds()
-            ):
+            for start, end in segments(product.k, self.streamed.bounds(), self.stationary.bounds()):
                 act = self.streamed.at(block.row0 + row, rows, start)
                 wgt = self.stationary.at(block.col0, block.cols, start)
                 repeat = ceil_div(end - start, config.rows)

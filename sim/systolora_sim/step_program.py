@@ -1,6 +1,6 @@
 """A compiled program with its memory image, and the results that a run leaves in it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,13 @@ from systolora_sim.memory_map import Symbol
 from systolora_sim.numerics import ZERO, Scale
 from systolora_sim.training import LayerState, TrainingResult, TrainingState
 
-__all__ = ["LayerStructure", "StepProgram", "Structure", "read_back"]
+__all__ = [
+    "KINDS", "PHASES", "LayerStructure", "StepProgram", "Structure", "needed_symbols", "read_back",
+]  # fmt: skip
+
+#: What programs are compiled from, and which parts of a step they do.
+KINDS = ("training", "layer")
+PHASES = ("step", "forward", "backward", "update")
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -82,6 +88,8 @@ class StepProgram:
         The registers of these names before the first run.
     structure : Structure
         What the results are.
+    runs : int
+        How often one start runs it.
     """
 
     config: AcceleratorConfig
@@ -94,6 +102,7 @@ class StepProgram:
     word_base: int
     step: int
     structure: Structure
+    runs: int = 1
 
     @property
     def length(self) -> int:
@@ -118,6 +127,24 @@ class StepProgram:
     def memory(self) -> Bytes:
         """A new copy of all memory from `base` on: the image, then the program."""
         return np.concatenate([self.image, self.program.reshape(-1)])
+
+
+def needed_symbols(structure: Structure) -> Iterator[str]:
+    """The names of the symbols that `read_back` reads, whatever else there may be."""
+    for layer in structure.layers:
+        names = [*layer.results]
+        if structure.kind == "training":
+            names += ["x", "weight", "dy", "lora_A.master", "lora_B.master"]
+            yield from (layer.symbol(name) for name in (*ADAPTERS, "gain.scale", "sticky"))
+            if structure.optimizer != "sgd":
+                names += [f"{name}.momentum" for name in ADAPTERS]
+        for name in names:
+            yield layer.symbol(name)
+            yield layer.symbol(f"{name}.scale")
+        yield from (layer.symbol(f"{name}.amax") for name in layer.delayed)
+        yield layer.symbol("results.sticky")
+    if structure.kind == "training":
+        yield from (f"{name}.scale" for name in ("lr", "wd", *FACTOR_NAMES))
 
 
 class _Reader:
@@ -240,17 +267,3 @@ def read_back(
     )
     results = {layer.name: reader.result(layer) for layer in structure.layers}
     return TrainingResult(state=state, results=results)
-
-
-def structure_from(fields: Mapping[str, Any]) -> Structure:
-    """A Structure from the JSON of `dataclasses.asdict`."""
-    layers = tuple(
-        LayerStructure(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in layer.items()
-            }
-        )
-        for layer in fields["layers"]
-    )
-    return Structure(**{**fields, "layers": layers})

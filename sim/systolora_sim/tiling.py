@@ -5,6 +5,7 @@ banks, so that the post-processor has one bank while the array fills the other. 
 outermost: the streamed rows of a block stay in their buffer while all columns pass.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -227,9 +228,7 @@ class Deep:
     width: int
 
     @classmethod
-    def fit(
-        cls, config: AcceleratorConfig, symbol: Symbol, buffer: Buffer, columns: int
-    ) -> "Deep":
+    def fit(cls, config: AcceleratorConfig, symbol: Symbol, buffer: Buffer, columns: int) -> "Deep":
         """For products that take at most that many columns of the operand at a time."""
         act = buffer == Buffer.ACT
         entries = config.act_entries if act else config.wgt_entries
@@ -276,6 +275,8 @@ class Deep:
 
 
 def segments(k: int, *bounds: set[int]) -> Iterator[tuple[int, int]]:
-    """(start, end) of the parts of a reduction of k elements in which every operand is one piece."""
-    starts = sorted(set().union(*bounds) | {k})
-    yield from zip(starts[:-1], starts[1:], strict=True)
+    """(start, end) of the parts of a reduction of k elements that lie in one piece of each operand.
+
+    bounds : where the pieces of an operand begin.
+    """
+    yield from itertools.pairwise(sorted(set().union(*bounds) | {k}))
