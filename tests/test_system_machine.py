@@ -377,14 +377,15 @@ def test_counters():
     builder = ProgramBuilder()
     builder.load(rows=3, row_bytes=9, row_step=2, address=DATA, stride=16)
     builder.exec(length=3, repeat=2, last=1, cols=3)
+    builder.exec(length=2, repeat=1, last=1, cols=2, act_wide=1, wgt_wide=1, wgt_stride=2)
     builder.post(
         Opcode.ROWS, source=Source.STREAM, rows=2, cols=3, mode=Mode.INT16, out_width=1, in_width=0,
         in_address=DATA + 4, in_stride=8, out_address=OUT, out_stride=8,
     )  # fmt: skip
     counters = bench.done(builder, runs=2).counters
-    assert counters.macs == 2 * 3 * 3 * 5
-    assert counters.bytes_read == 2 * (4 * 64 + 3 * 16 + 2 * 8)
-    assert (counters.bytes_written, counters.descriptors) == (2 * 2 * 6, 2 * 4)
+    assert counters.macs == 2 * (3 * 3 * 5 + 4 * 2 * 2)  # the wide one: four passes
+    assert counters.bytes_read == 2 * (5 * 64 + 3 * 16 + 2 * 8)
+    assert (counters.bytes_written, counters.descriptors) == (2 * 2 * 6, 2 * 5)
 
 
 # Faults ------------------------------------------------------------------------------------------
