@@ -8,8 +8,10 @@ import pytest
 from systolora.config import AcceleratorConfig, preset
 from systolora.contract import Fault
 from systolora_sim import golden
-from systolora_sim.layer import LayerResult
-from systolora_sim.lowering import compile_layer, compile_training
+from systolora_sim.layer import Layer, LayerResult
+from systolora_sim.lowering import compile_layer, compile_product, compile_training
+from systolora_sim.numerics import Scale
+from systolora_sim.product import Product, ProductResult, run_product_golden
 from systolora_sim.step_program import StepProgram, read_back
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
 from systolora_sim.training import TrainingResult, TrainingState, run_steps
@@ -131,3 +133,61 @@ def test_widths(widths, config):
 def test_shapes(n, d, k, r, config):
     layer = quantized_layer(gaussian(n, d, k, r, SEED), want_dx=True)
     check_layer(layer, config)
+
+
+# Frozen layers and bare products --------------------------------------------------------------
+
+
+def operand(rng: np.random.Generator, rows: int, cols: int, bits: int) -> np.ndarray:
+    limit = 1 << (bits - 1)
+    return rng.integers(-limit, limit, (rows, cols)).astype(f"int{bits}")
+
+
+@pytest.mark.parametrize("config", [TINY, DEFAULT, *ODD.values()])
+@pytest.mark.parametrize("want_dx", [False, True])
+def test_frozen_layers(want_dx, config):
+    rng = np.random.default_rng(SEED)
+    names = {"x": (19, 45), "weight": (23, 45)} | ({"dy": (19, 23)} if want_dx else {})
+    layer = Layer(
+        name="frozen",
+        **{name: operand(rng, *shape, 8) for name, shape in names.items()},
+        scales={name: Scale(40000 + n, -3 - n) for n, name in enumerate(names)},
+        bias=rng.integers(-(1 << 31), 1 << 31, 23).astype(np.int32),
+        want_dx=want_dx,
+    )  # fmt: skip
+    check_layer(layer, config)
+
+
+@pytest.mark.parametrize("config", [TINY, DEFAULT, *ODD.values()])
+@pytest.mark.parametrize("kind", ["nt", "nn", "tn"])
+def test_bare_products(kind, config):
+    rng = np.random.default_rng(SEED)
+    for (m, k, n), widths, extra in (
+        ((33, 70, 18), (8, 8), {}),
+        ((5, 300, 9), (16, 16), {"stochastic": True}),
+        ((40, 21, 30), (8, 16), {"delayed": True, "amax": 1 << 18, "bits": 16}),
+        ((20, 40, 50), (8, 8), {"delayed": True, "c": True, "bias": True}),
+    ):
+        shapes = Product.AXES[kind]
+        size = {"M": m, "K": k, "N": n}
+        pair = {
+            name: operand(rng, *(size[axis] for axis in shapes[name]), bits)
+            for name, bits in zip("ab", widths, strict=True)
+        }
+        if extra.pop("c", False):
+            extra["c"] = rng.integers(-(1 << 30), 1 << 30, (m, n)).astype(np.int64)
+        if extra.pop("bias", False):
+            extra["bias"] = rng.integers(-(1 << 31), 1 << 31, n).astype(np.int32)
+        product = Product(
+            name="p",
+            kind=kind,
+            **pair,
+            scales={"a": Scale(50000, -5), "b": Scale(60000, 2)},
+            seed=7,
+            step=3,
+            **extra,
+        )  # fmt: skip
+        program = compile_product(product, config)
+        got, want = read_back(program, run(program)[0]), run_product_golden(product)
+        assert isinstance(got, ProductResult)
+        assert same_result(got, want), explain(got, want)

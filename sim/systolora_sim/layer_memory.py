@@ -17,9 +17,10 @@ from systolora_sim import numerics as nx
 from systolora_sim.golden import Master, Optimizer
 from systolora_sim.layer import ADAPTERS, Layer
 from systolora_sim.memory_map import MemoryMap
+from systolora_sim.product import Product
 from systolora_sim.training import FACTORS, LayerState, TrainingState
 
-__all__ = ["FACTOR_NAMES", "add_layer", "add_training"]
+__all__ = ["FACTOR_NAMES", "add_layer", "add_product", "add_training"]
 
 #: The factors of all rules, which an `Optimizer` has whether its rule uses them or not.
 FACTOR_NAMES = tuple(name for names in FACTORS.values() for name in names)
@@ -86,6 +87,27 @@ def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: boo
             )
             memory.add_scale(prefix + name, writable=True)
     memory.add_word(f"{prefix}results.sticky")
+
+
+def add_product(memory: MemoryMap, product: Product) -> None:
+    """A bare product's operands, results, record and status word; what is added is `c.addend`."""
+    sums = _sum_type(product.acc_bits)
+    for name in ("a", "b"):
+        tensor = getattr(product, name)
+        memory.add(name, tensor.shape, tensor.dtype, data=tensor)
+        memory.add_scale(name, product.scales[name])
+    if product.bias is not None:
+        memory.add("bias", product.bias.shape, product.bias.dtype, data=product.bias)
+    shape = (product.m, product.n)
+    if product.c is not None:
+        memory.add("c.addend", shape, sums, data=product.c)
+    memory.add("c", shape, sums, writable=True)
+    memory.add("q", shape, nx.operand_dtype(product.bits_of("q")), writable=True)
+    for name in ("c", "q"):
+        memory.add_scale(name, writable=True)
+    if product.delayed:
+        memory.add_word("q.amax", product.amax)
+    memory.add_word("results.sticky")
 
 
 def _add_master(memory: MemoryMap, name: str, master: Master) -> None:

@@ -1,6 +1,6 @@
 """The compiler: layers and training steps to a program in memory.
 
-`compile_training` and `compile_layer` lay out the memory (`layer_memory`), write down the work item
+`compile_training`, `compile_layer` and `compile_product` lay out the memory (`layer_memory`), write down the work item
 by item (`product_lowering`, `update_lowering`), bring operands into the buffers (`staging`) and
 order the queues (`tokens`). All Scales are computed on the device, and everything that a step
 changes lives in memory: the program can run again and again.
@@ -33,9 +33,10 @@ from systolora_sim import numerics as nx
 from systolora_sim.compiler import CompileError, check_layer
 from systolora_sim.descriptor import encode
 from systolora_sim.layer import Layer
-from systolora_sim.layer_memory import add_layer, add_training
+from systolora_sim.layer_memory import add_layer, add_product, add_training
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
+from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
 from systolora_sim.staging import stage
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
@@ -44,7 +45,7 @@ from systolora_sim.training import TrainingState
 from systolora_sim.update_lowering import UpdateRule, lower_update, lower_working_copy
 from systolora_sim.work import Control, Op
 
-__all__ = ["PHASES", "CompileError", "compile_layer", "compile_training"]
+__all__ = ["PHASES", "CompileError", "compile_layer", "compile_product", "compile_training"]
 
 #: The products of each phase in the order in which they run.
 _PRODUCTS = {
@@ -188,11 +189,15 @@ class _LayerLowering:
 def _check(layer: Layer, config: AcceleratorConfig) -> None:
     check_layer(layer, config)
     for name, record in sorted(layer.amax.items()):
-        if record >= 1 << config.acc_bits:
-            raise CompileError(
-                f"{name}.amax = {record}: must be below 2^{config.acc_bits}, the accumulators of "
-                "this configuration"
-            )
+        _check_record(name, record, config)
+
+
+def _check_record(name: str, record: int, config: AcceleratorConfig) -> None:
+    if record >= 1 << config.acc_bits:
+        raise CompileError(
+            f"{name}.amax = {record}: must be below 2^{config.acc_bits}, the accumulators of "
+            "this configuration"
+        )
 
 
 def _phase(phase: str) -> None:
@@ -293,6 +298,79 @@ def compile_layer(
         kind="layer", layers=(_structure(layer, "", phase),), seed=layer.seed
     )  # fmt: skip
     return _finish(builder, memory, image, phase, layer.seed, layer.step, structure)
+
+
+def compile_product(
+    product: BareProduct, config: AcceleratorConfig, *, base: int = 0
+) -> StepProgram:
+    """A bare product as a program.
+
+    Parameters
+    ----------
+    product : Product
+    config : AcceleratorConfig
+    base : first address of the image, a multiple of 64
+
+    Raises
+    ------
+    CompileError
+        If the configuration cannot compute the product.
+    """
+    if not config.int16:
+        for name in ("a", "b", "q"):
+            if product.bits_of(name) != 8:
+                raise CompileError(
+                    f"{name} is int16: the configuration was generated without int16"
+                )
+    _check_record("q", product.amax, config)
+    memory = MemoryMap(base)
+    add_product(memory, product)
+    image = memory.place()
+    builder = PostBuilder(config, memory.symbols)
+    symbols = memory.symbols
+    word = symbols["results.sticky"].area()
+    builder.post(Opcode.STICKY_LOAD, reads=word)
+    builder.mul("c.scale", "a.scale", "b.scale")
+    builder.store("c.scale")
+    seed_word = nx.seed_word(0, 0, 0x10000 + 1)
+    lower_product(
+        builder,
+        Product(
+            name="c",
+            streamed=symbols["a"],
+            stationary=symbols["b"],
+            edge={"nt": Edge.LEFT, "nn": Edge.TOP, "tn": None}[product.kind],
+            acc_bits=product.acc_bits,
+            unit="c.scale",
+            bias=symbols.get("bias"),
+            addend=symbols.get("c.addend"),
+            sums=symbols["c"],
+            keep=True,
+            quantize=Quantization(
+                target=symbols["q"],
+                scale="q.scale",
+                word=seed_word if product.stochastic else None,
+                record=symbols["q.amax"] if product.delayed else None,
+                streaming=product.amax != 0,
+            ),
+        ),
+    )
+    builder.flush()
+    builder.post(Opcode.STICKY_READ, writes=word)
+    names = ("q",)
+    layer = LayerStructure(
+        name="",
+        title=product.name,
+        index=0,
+        want_dx=False,
+        delayed=names if product.delayed else (),
+        stochastic=names if product.stochastic else (),
+        bits={},
+        adapter=False,
+        results=("c", "q"),
+    )
+    structure = Structure(kind="product", layers=(layer,), seed=product.seed)
+    return _finish(builder, memory, image, "step", product.seed, product.step, structure)
 
 
 def compile_training(

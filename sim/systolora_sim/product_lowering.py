@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from systolora.config import AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
 from systolora_sim import numerics as nx
-from systolora_sim.memory_map import Symbol
+from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.operands import ceil_div
 from systolora_sim.post_builder import MAX_ROWS, PostBuilder
 from systolora_sim.tiling import Block, Deep, Stationary, Streamed, plan_blocks, segments
@@ -58,31 +58,34 @@ class Quantization:
 class Product:
     """One product: its operands and what becomes of the sums.
 
-    streamed : [M, K]; stationary : [N, K] (left edge) or [K, N] (top); acc_bits : width of the
-    sums; unit : the name of their Scale; bias : int32 [1, N] or None, in that unit; sums : where
-    they go, [M, N], or None; keep : whether that is a result, or only for a maximum that comes
-    late; quantize : how they are quantized, or None.
+    streamed : [M, K]; stationary : [N, K] (left edge) or [K, N] (top); edge : None: output
+    stationary, both operands reduction-major, [K, M] and [K, N]; acc_bits : width of the sums; unit
+    : the name of their Scale; bias : int32 [1, N] or None, in that unit; addend : sums [M, N] that
+    are added, not together with a low-rank term, or None; sums : where they go, [M, N], or None;
+    keep : whether that is a result, or only for a maximum that comes late; quantize : how they are
+    quantized, or None.
     """
 
     name: str
     streamed: Symbol
     stationary: Symbol
-    edge: Edge
+    edge: Edge | None
     acc_bits: int
     unit: str
     low_rank: LowRank | None = None
     bias: Symbol | None = None
+    addend: Symbol | None = None
     sums: Symbol | None = None
     keep: bool = False
     quantize: Quantization | None = None
 
     @property
     def m(self) -> int:
-        return self.streamed.rows
+        return self.streamed.cols if self.edge is None else self.streamed.rows
 
     @property
     def k(self) -> int:
-        return self.streamed.cols
+        return self.streamed.rows if self.edge is None else self.streamed.cols
 
     @property
     def n(self) -> int:
@@ -98,14 +101,30 @@ class _Lowering:
         self.just_in_time = quantize is not None and not quantize.streaming
         self.delayed = quantize is not None and quantize.record is not None
         self.plan = plan_blocks(
-            config, product.m, product.n, term is not None, self.just_in_time, self._group()
+            config,
+            product.m,
+            product.n,
+            self._group(),
+            low_rank=term is not None,
+            whole_tiles=product.edge is None,
+            want_resident=self.just_in_time,
         )
         rows = max(block.rows for block in self.plan.blocks)
-        self.streamed = Streamed.fit(config, product.streamed, rows)
-        self.stationary = Stationary.fit(config, product.stationary, product.edge)
-        if term is not None:
-            self.act = Deep.fit(config, term.act, Buffer.ACT, rows)
-            self.top = Deep.fit(config, term.top, Buffer.WGT, 1)
+        if product.edge is not None:
+            self.streamed = Streamed.fit(config, product.streamed, rows)
+            self.stationary = Stationary.fit(config, product.stationary, product.edge)
+        pairs = {
+            "main": (product.streamed, product.stationary) if product.edge is None else None,
+            "term": (term.act, term.top) if term is not None else None,
+        }
+        self.deep = {
+            name: (
+                Deep.fit(config, pair[0], Buffer.ACT, rows),
+                Deep.fit(config, pair[1], Buffer.WGT, 1),
+            )
+            for name, pair in pairs.items()
+            if pair is not None
+        }
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
 
     @property
@@ -123,8 +142,12 @@ class _Lowering:
         config, product = self.config, self.product
         planes = product.streamed.itemsize, product.stationary.itemsize
         rows = min(product.m, config.bank_depth)
-        tiles = ceil_div(product.k, config.rows)
-        array = tiles * planes[1] * max(self._load, rows * planes[0])
+        if product.edge is None:
+            tiles = ceil_div(rows, config.rows)
+            array = tiles * planes[0] * planes[1] * max(product.k, config.rows)
+        else:
+            tiles = ceil_div(product.k, config.rows)
+            array = tiles * planes[1] * max(self._load, rows * planes[0])
         post = rows * (1 if product.low_rank is None else 3)
         latency = config.rows + config.cols + HANDOVER
         return ceil_div(latency, max(array - post, 1))
@@ -132,8 +155,11 @@ class _Lowering:
     # Array --------------------------------------------------------------------------------------
 
     def _main(self, block: Block) -> Iterator[Exec]:
-        """Weight-stationary tiles of a block."""
+        """The tiles of a block's main product."""
         config, product = self.config, self.product
+        if product.edge is None:
+            yield from self._output_stationary("main", block, block.base)
+            return
         wide = product.streamed.itemsize == 2, product.stationary.itemsize == 2
         for row in range(0, block.rows, self.streamed.rows):
             rows = min(self.streamed.rows, block.rows - row)
@@ -168,18 +194,21 @@ class _Lowering:
                 )
 
     def _term(self, block: Block) -> Iterator[Exec]:
-        """Output-stationary tiles of a block's low-rank term."""
-        term, config = self.product.low_rank, self.config
-        if term is None:
-            return
-        wide = term.act.itemsize == 2, term.top.itemsize == 2
+        """The tiles of a block's low-rank term."""
+        if self.product.low_rank is not None:
+            yield from self._output_stationary("term", block, block.term_base)
+
+    def _output_stationary(self, name: str, block: Block, acc: int) -> Iterator[Exec]:
+        """Output-stationary tiles of a block, with their sums from accumulator row `acc` on."""
+        config, (left, top) = self.config, self.deep[name]
+        wide = left.symbol.itemsize == 2, top.symbol.itemsize == 2
         row = 0
         while row < block.rows:
-            rows = self.act.columns(block.row0 + row, block.rows - row)
-            for start, end in segments(term.act.rows, self.act.bounds(), self.top.bounds()):
-                act = self.act.at(block.row0 + row, rows, start)
-                wgt = self.top.at(block.col0, block.cols, start)
-                repeat, base = ceil_div(rows, config.rows), block.term_base + row
+            rows = left.columns(block.row0 + row, block.rows - row)
+            for start, end in segments(left.symbol.rows, left.bounds(), top.bounds()):
+                act = left.at(block.row0 + row, rows, start)
+                wgt = top.at(block.col0, block.cols, start)
+                repeat, base = ceil_div(rows, config.rows), acc + row
                 passes = (1 + wide[0]) * (1 + wide[1]) * max(end - start, config.rows)
                 yield Exec(
                     {
@@ -263,7 +292,8 @@ class _Lowering:
         term = product.low_rank
         store = product.keep or (self.just_in_time and not self.plan.resident)
         streaming = quantize is not None and quantize.streaming
-        if streaming and term is None and product.bias is None and not store:
+        changed = term is not None or product.bias is not None or product.addend is not None
+        if streaming and not changed and not store:
             return self._quantize_block(block, amax=1)
         if product.bias is not None:
             area = product.bias.area(0, 1, block.col0, block.cols)
@@ -273,10 +303,12 @@ class _Lowering:
             "amax": int(quantize is not None),
             "bias": int(product.bias is not None),
         }
-        changed = term is not None or product.bias is not None
         if changed and quantize is not None and (self.plan.resident or streaming):
             fields |= {"write": 1, "dst_base": block.base}
-        source = block.base
+        source: Area | int = block.base
+        if product.addend is not None:
+            fields |= {"add": 1, "dst_base": block.base}
+            source = product.addend.area(block.row0, block.rows, block.col0, block.cols)
         if term is not None:
             fields |= {
                 "mode": Mode.ACC,

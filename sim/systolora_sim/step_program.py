@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from systolora.config import AcceleratorConfig
 from systolora.contract import DESCRIPTOR_BYTES, STICKY
 from systolora_sim.golden import Master, Optimizer
-from systolora_sim.layer import ADAPTERS, INPUTS, Layer, LayerResult
+from systolora_sim.layer import ADAPTERS, INPUTS, OUTPUTS, Layer, LayerResult
 from systolora_sim.layer_memory import FACTOR_NAMES
 from systolora_sim.memory_map import Symbol
 from systolora_sim.numerics import ZERO, Scale
+from systolora_sim.product import ProductResult
 from systolora_sim.training import LayerState, TrainingResult, TrainingState
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: What programs are compiled from, and which parts of a step they do.
-KINDS = ("training", "layer")
+KINDS = ("training", "layer", "product")
 PHASES = ("step", "forward", "backward", "update")
 
 Bytes = NDArray[np.uint8]
@@ -56,7 +57,7 @@ class LayerStructure:
 class Structure:
     """What kind of thing was compiled, and its layers.
 
-    kind : "training" or "layer"; optimizer : the update rule's name, of training; seed : of the
+    kind : "training", "layer" or "product" (then the only layer stands for it); optimizer : the update rule's name, of training; seed : of the
     random words.
     """
 
@@ -164,7 +165,8 @@ class _Reader:
 
     def result(self, layer: LayerStructure) -> LayerResult:
         names = {name: layer.symbol(name) for name in layer.results}
-        return LayerResult(
+        kind = ProductResult if self.program.structure.kind == "product" else LayerResult
+        return kind(
             tensors={name: self.tensor(symbol) for name, symbol in names.items()},
             scales={name: self.scale(symbol) for name, symbol in names.items()},
             amax=self.records(layer),
@@ -174,7 +176,7 @@ class _Reader:
     def records(self, layer: LayerStructure) -> dict[str, int]:
         return {
             name: int(self.tensor(layer.symbol(f"{name}.amax"))[0])
-            for name in ("H", "Y", "dH", "dX")
+            for name in (*OUTPUTS, "q")
             if name in layer.delayed and name in layer.results
         }
 
@@ -250,13 +252,13 @@ def read_back(
 
     Returns
     -------
-    TrainingResult or LayerResult
-        As `training.run_steps` or `golden.run_layer` gives it, of training with the state after
+    TrainingResult, LayerResult or ProductResult
+        As `training.run_steps`, `golden.run_layer` or `run_product_golden` gives it, of training with the state after
         the last run. A layer's sticky bits among the results are those of all runs of its
         products on this image; its state's those of everything.
     """
     reader, structure = _Reader(program, image), program.structure
-    if structure.kind == "layer":
+    if structure.kind != "training":
         return reader.result(structure.layers[0])
     done = (1 if steps is None else steps) if program.phase in ("step", "update") else 0
     state = TrainingState(

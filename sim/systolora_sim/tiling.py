@@ -21,6 +21,12 @@ __all__ = [
 ]  # fmt: skip
 
 
+#: Longest stride of an EXEC, in units of its buffer.
+MAX_STRIDE = (1 << 16) - 1
+#: Deepest reduction of one EXEC: an output-stationary pass of two low planes (numerics section 8).
+MAX_DEPTH = 1 << 15
+
+
 class Block(NamedTuple):
     """A block of a product's output and its place in the accumulator buffer."""
 
@@ -49,11 +55,20 @@ class Plan:
 
 
 def plan_blocks(
-    config: AcceleratorConfig, m: int, n: int, low_rank: bool, want_resident: bool, group: int
+    config: AcceleratorConfig,
+    m: int,
+    n: int,
+    group: int,
+    *,
+    low_rank: bool = False,
+    whole_tiles: bool = False,
+    want_resident: bool = False,
 ) -> Plan:
     """Places the blocks of an [m, n] output; all of them at once if wanted and possible.
 
-    group : blocks that should be in a group; fewer are where they do not fit.
+    group : blocks that should be in a group; fewer are where they do not fit; low_rank : each has
+    a low-rank term; whole_tiles : blocks begin at whole output-stationary tiles (with a low-rank
+    term they do).
     """
     bank = config.bank_depth
     limit = bank // (2 if low_rank else 1)
@@ -61,7 +76,7 @@ def plan_blocks(
     if apart:
         limit = bank
     rows = ceil_div(m, ceil_div(m, limit))
-    if low_rank:  # blocks begin at whole output-stationary tiles
+    if low_rank or whole_tiles:
         rows = min(m, ceil_div(rows, config.rows) * config.rows)
     places = [
         (row0, min(rows, m - row0), col0, min(config.cols, n - col0))
@@ -140,13 +155,14 @@ class Streamed:
         entries, size = config.act_entries, symbol.itemsize
         each = config.act_entry_bytes // size  # elements of an entry
         full = ceil_div(symbol.cols, each)
+        longest = MAX_STRIDE * config.act_unit // config.act_entry_bytes
         most = entries * 7 // 16
-        if rows * full <= most:
+        if rows * full <= most and full <= longest:
             return cls(config, symbol, rows, full * each)
         quarter = entries // 4
         if rows > quarter:
             return cls(config, symbol, _even(rows, quarter), each)
-        return cls(config, symbol, rows, _even(full, quarter // rows) * each)
+        return cls(config, symbol, rows, _even(full, min(quarter // rows, longest)) * each)
 
     def bounds(self) -> set[int]:
         """Where the pieces of the reduction begin."""
@@ -182,10 +198,12 @@ class Stationary:
         quarter, each = config.wgt_entries // 4, config.wgt_entry_bytes // symbol.itemsize
         if edge == Edge.LEFT:
             full = ceil_div(symbol.cols, each)
-            piece = _even(full, max(1, quarter // config.left_load)) * each
+            longest = MAX_STRIDE * config.wgt_unit // config.wgt_entry_bytes
+            piece = _even(full, min(max(1, quarter // config.left_load), longest)) * each
             return cls(config, symbol, edge, piece, config.cols)
         tiles = ceil_div(symbol.rows, config.rows)
-        piece = _even(tiles, max(1, quarter // config.top_load)) * config.rows
+        most = min(max(1, quarter // config.top_load), MAX_DEPTH // config.rows)
+        piece = _even(tiles, most) * config.rows
         return cls(config, symbol, edge, piece, each)
 
     def bounds(self) -> set[int]:
@@ -233,14 +251,14 @@ class Deep:
         act = buffer == Buffer.ACT
         entries = config.act_entries if act else config.wgt_entries
         each = (config.act_entry_bytes if act else config.wgt_entry_bytes) // symbol.itemsize
-        if symbol.rows * ceil_div(symbol.cols, each) <= entries // 8:
+        full = ceil_div(symbol.cols, each)
+        if symbol.rows * full <= entries // 8 and symbol.rows <= MAX_DEPTH:
             return cls(config, symbol, buffer, symbol.rows, 0)
         quarter = max(1, entries // 4)
         # Columns may begin inside an entry: one more than they fill.
-        width = min(ceil_div(columns - 1, each) + 1, ceil_div(symbol.cols, each), quarter)
-        return cls(
-            config, symbol, buffer, _even(symbol.rows, max(1, quarter // width)), width * each
-        )
+        width = min(ceil_div(columns - 1, each) + 1, full, quarter)
+        piece = _even(symbol.rows, min(max(1, quarter // width), MAX_DEPTH))
+        return cls(config, symbol, buffer, piece, width * each)
 
     @property
     def entry(self) -> int:
