@@ -162,12 +162,13 @@ def test_frozen_layers(want_dx, config):
 @pytest.mark.parametrize("kind", ["nt", "nn", "tn"])
 def test_bare_products(kind, config):
     rng = np.random.default_rng(SEED)
-    for (m, k, n), widths, extra in (
+    cases: list[tuple[tuple[int, int, int], tuple[int, int], dict[str, Any]]] = [
         ((33, 70, 18), (8, 8), {}),
         ((5, 300, 9), (16, 16), {"stochastic": True}),
         ((40, 21, 30), (8, 16), {"delayed": True, "amax": 1 << 18, "bits": 16}),
         ((20, 40, 50), (8, 8), {"delayed": True, "c": True, "bias": True}),
-    ):
+    ]
+    for (m, k, n), widths, extra in cases:
         shapes = Product.AXES[kind]
         size = {"M": m, "K": k, "N": n}
         pair = {

@@ -1,9 +1,9 @@
 """The compiler: layers and training steps to a program in memory.
 
-`compile_training`, `compile_layer` and `compile_product` lay out the memory (`layer_memory`), write down the work item
-by item (`product_lowering`, `update_lowering`), bring operands into the buffers (`staging`) and
-order the queues (`tokens`). All Scales are computed on the device, and everything that a step
-changes lives in memory: the program can run again and again.
+`compile_training`, `compile_layer` and `compile_product` lay out the memory (`layer_memory`), write
+down the work item by item (`product_lowering`, `update_lowering`), bring operands into the buffers
+(`staging`) and order the queues (`tokens`). All Scales are computed on the device, and everything
+that a step changes lives in memory: the program can run again and again.
 
 Mapping (numerics section 5; rank-r tensors are r-major in memory):
 

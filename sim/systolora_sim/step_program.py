@@ -57,8 +57,8 @@ class LayerStructure:
 class Structure:
     """What kind of thing was compiled, and its layers.
 
-    kind : "training", "layer" or "product" (then the only layer stands for it); optimizer : the update rule's name, of training; seed : of the
-    random words.
+    kind : "training", "layer" or "product" (then the only layer stands for it); optimizer : the
+    update rule's name, of training; seed : of the random words.
     """
 
     kind: str
@@ -253,9 +253,9 @@ def read_back(
     Returns
     -------
     TrainingResult, LayerResult or ProductResult
-        As `training.run_steps`, `golden.run_layer` or `run_product_golden` gives it, of training with the state after
-        the last run. A layer's sticky bits among the results are those of all runs of its
-        products on this image; its state's those of everything.
+        As `training.run_steps`, `golden.run_layer` or `run_product_golden` gives it, of training
+        with the state after the last run. A layer's sticky bits among the results are those of all
+        runs of its products on this image; its state's those of everything.
     """
     reader, structure = _Reader(program, image), program.structure
     if structure.kind != "training":
