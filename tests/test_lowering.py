@@ -1,5 +1,6 @@
 """Compiled programs on the functional machine: the bits of the golden model, in every schedule."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,17 @@ from systolora.config import AcceleratorConfig, preset
 from systolora.contract import Fault
 from systolora_sim import golden
 from systolora_sim.layer import Layer, LayerResult
-from systolora_sim.lowering import compile_layer, compile_product, compile_training
-from systolora_sim.numerics import Scale
+from systolora_sim.lowering import (
+    CompileError,
+    compile_layer,
+    compile_product,
+    compile_training,
+)
+from systolora_sim.numerics import ONE, Scale
 from systolora_sim.product import Product, ProductResult, run_product_golden
 from systolora_sim.step_program import StepProgram, read_back
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
-from systolora_sim.training import TrainingResult, TrainingState, run_steps
+from systolora_sim.training import LayerState, TrainingResult, TrainingState, run_steps
 from test_golden import gaussian, quantized_layer
 from test_training import KINDS, same, same_result, state_of
 
@@ -171,10 +177,10 @@ def test_bare_products(kind, config):
     for (m, k, n), widths, extra in cases:
         shapes = Product.AXES[kind]
         size = {"M": m, "K": k, "N": n}
-        pair = {
-            name: operand(rng, *(size[axis] for axis in shapes[name]), bits)
-            for name, bits in zip("ab", widths, strict=True)
-        }
+        pair = {}
+        for name, bits in zip("ab", widths, strict=True):
+            rows, cols = (size[axis] for axis in shapes[name])
+            pair[name] = operand(rng, rows, cols, bits)
         if extra.pop("c", False):
             extra["c"] = rng.integers(-(1 << 30), 1 << 30, (m, n)).astype(np.int64)
         if extra.pop("bias", False):
@@ -192,3 +198,91 @@ def test_bare_products(kind, config):
         got, want = read_back(program, run(program)[0]), run_product_golden(product)
         assert isinstance(got, ProductResult)
         assert same_result(got, want), explain(got, want)
+
+
+# Phases, images, what cannot be compiled ------------------------------------------------------
+
+
+def test_phases_on_one_image_are_a_step():
+    state = state_of("lion", layers=2, delayed=frozenset(["dX"]))
+    whole = compile_training(state, TINY)
+    expected = read_back(whole, run(whole)[0])
+    assert isinstance(expected, TrainingResult)
+    image = None
+    for phase in ("forward", "backward", "update"):
+        program = compile_training(state, TINY, phase)
+        assert np.array_equal(program.image, whole.image)
+        assert program.symbols == whole.symbols
+        image, _ = run(program, image)
+        got = read_back(program, image)
+        assert isinstance(got, TrainingResult)
+        for name, result in got.results.items():
+            for tensor, values in result.tensors.items():
+                assert np.array_equal(values, expected.results[name].tensors[tensor])
+        if phase == "forward":
+            assert list(got.results["mid"].tensors) == ["H", "Y", "Y_acc"]
+        assert got.state.step == state.step + (phase == "update")
+    assert same(got, expected)
+
+
+def test_a_base_moves_everything():
+    state = state_of()
+    low, high = (compile_training(state, TINY, base=base) for base in (0, 1 << 39))
+    assert np.array_equal(low.image, high.image)
+    assert high.address - low.address == 1 << 39
+    assert same(*(read_back(p, run(p)[0]) for p in (low, high)))  # type: ignore[arg-type]
+
+
+def test_only_what_is_written_is_in_the_write_window():
+    program = compile_training(state_of("momentum"), TINY)
+    image, _ = run(program)
+    first = program.write_window[0] - program.base
+    assert np.array_equal(image[:first], program.image[:first])
+    held = program.symbols["down/0/lora_A.master"]
+    assert program.write_window[0] <= held.address
+    assert program.symbols["down/0/x"].address < program.write_window[0]
+
+
+def test_layers_share_equal_inputs():
+    state = state_of(layers=2)
+    first = state.layers["down/0"]
+    shared = {name: replace(each, layer=each.layer) for name, each in state.layers.items()}
+    twin = replace(first.layer, name="twin", index=1)
+    shared["mid"] = LayerState(
+        layer=twin, a=replace(first.a, tensor_id=2), b=replace(first.b, tensor_id=3)
+    )
+    state = replace(state, layers=shared)
+    program = check_training(state, TINY, runs=2)
+    assert program.symbols["mid/x"] == program.symbols["down/0/x"]
+
+
+def test_what_cannot_be_compiled_is_refused():
+    narrow = TINY.with_fields(int16=False)
+    wide = state_of(widths=16)
+    with pytest.raises(CompileError, match=r"layer down/0: x is int16: .* without int16"):
+        compile_training(wide, narrow)
+    with pytest.raises(CompileError, match=r"bits\.Y = 16: .* without int16"):
+        compile_training(state_of(bits={"Y": 16}), narrow)
+    with pytest.raises(CompileError, match=r"Y\.amax = 4294967296: must be below 2\^32"):
+        compile_training(state_of(delayed=frozenset(["Y"]), amax={"Y": 1 << 32}), narrow)
+    with pytest.raises(CompileError, match="phase = 'sideways': must be one of step, forward"):
+        compile_training(state_of(), TINY, "sideways")
+    layer = quantized_layer(gaussian(3, 4, 5, 2))
+    with pytest.raises(CompileError, match="a layer without masters has none"):
+        compile_layer(layer, TINY, "update")
+    with pytest.raises(CompileError, match=r"end at 0x.*: must be at most 2\^address_bits"):
+        compile_layer(layer, TINY, base=(1 << 40) - 64)
+    product = Product(
+        name="p",
+        kind="nn",
+        a=np.ones((2, 3), np.int16),
+        b=np.ones((3, 2), np.int8),
+        scales={"a": ONE, "b": ONE},
+    )
+    with pytest.raises(CompileError, match=r"a is int16: .* without int16"):
+        compile_product(product, narrow)
+
+
+def test_configurations_without_int16():
+    check_training(state_of("lion", decay=0.01), TINY.with_fields(int16=False), runs=2)
+    check_training(state_of("sgd"), ODD["tall"].with_fields(int16=False))

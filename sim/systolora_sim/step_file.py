@@ -173,6 +173,17 @@ def _symbol(name: str, value: Any, base: int, end: int) -> Symbol:
     return symbol
 
 
+def _check_shape(name: str, symbol: Symbol) -> None:
+    """Refuses a Scale, record or status word that is not shaped as one."""
+    kind = name.rpartition(".")[2]
+    cols, dtype = {"scale": (2, "int32"), "amax": (1, "int64"), "sticky": (1, "int64")}.get(
+        "sticky" if name.rpartition("/")[2] == "sticky" else kind, (0, "")
+    )
+    got = (symbol.rows, symbol.cols, symbol.dtype)
+    if cols and (got != (1, cols, dtype) or not symbol.vector):
+        raise LayerError(f"symbols.{name}: {got[2]} {list(got[:2])}: must be {dtype} [{cols}]")
+
+
 def _layer(where: str, value: Any) -> LayerStructure:
     entry = _Fields(where, value)
     bits = _Fields(f"{where}.bits", entry.take("bits", dict, "an object"))
@@ -181,6 +192,8 @@ def _layer(where: str, value: Any) -> LayerStructure:
         if name not in OUTPUTS:
             raise LayerError(f"{where}.bits.{name}: must be among {', '.join(OUTPUTS)}")
         widths[name] = bits.integer(name, 8, 16)
+        if widths[name] not in (8, 16):
+            raise LayerError(f"{where}.bits.{name}: {widths[name]}: must be 8 or 16")
     layer = LayerStructure(
         name=entry.take("name", str, "a name"),
         title=entry.take("title", str, "a name"),
@@ -216,6 +229,7 @@ def _structure(content: _Fields, symbols: Mapping[str, Symbol]) -> Structure:
     for name in needed_symbols(structure):
         if name not in symbols:
             raise LayerError(f"symbols.{name}: missing")
+        _check_shape(name, symbols[name])
     return structure
 
 
