@@ -13,6 +13,7 @@ from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import LayerFileError, write_layer
 from systolora_sim.machine import Machine
 from systolora_sim.program import run_sync
+from systolora_sim.rtl_backend import RtlOptions
 from systolora_sim.runner import BUILD_DIR, RunError, ensure_verilog, run_file
 
 TINY = preset("tiny")
@@ -45,19 +46,24 @@ def test_all_backends_write_the_same_bytes(layer_file, tmp_path):
         assert [p["name"] for p in products] == ["H", "Y", "dH", "dB", "dA", "dX"]
         assert [(p["m"], p["k"], p["n"]) for p in products[:2]] == [(2, 9, 6), (6, 9, 7)]
         if backend == "rtl":
-            assert content["cycles"] == sum(p["cycles"] for p in products) > 0
-            assert all(0 < p["share"] <= 1 for p in products)
+            assert content["cycles"] == content["counters"]["CYCLES"] > 0
+            assert content["counters"]["MACS"] == sum(p["macs"] for p in products)
         else:
-            assert content["cycles"] is None
-            assert all(p["cycles"] is None and p["share"] is None for p in products)
+            assert content["cycles"] is None and "counters" not in content
+        assert all(p["cycles"] is None and p["share"] is None for p in products)
     assert written["golden"] == written["machine"] == written["rtl"]
 
 
 def test_stalls_do_not_change_the_bytes(layer_file, tmp_path, capfd):
     for name, seed in (("a", None), ("b", 5)):
         run_file(
-            layer_file, tmp_path / name, "rtl", TINY, stall_seed=seed, build_dir=BUILD_DIR
-        )  # fmt: skip
+            layer_file,
+            tmp_path / name,
+            "rtl",
+            TINY,
+            rtl=RtlOptions(stall_seed=seed, check=True),
+            build_dir=BUILD_DIR,
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     out, err = capfd.readouterr()
     assert out == ""
@@ -135,7 +141,7 @@ def test_demo(layer_file, capsys):
     assert run_demo(layer_file) == 0
     out = capsys.readouterr().out
     assert f"4 x 4, 1 load segments, int8 and int16, 128 accumulator rows ({TINY.digest})" in out
-    manifest = ensure_verilog(TINY, BUILD_DIR).manifest
+    manifest = ensure_verilog(TINY, BUILD_DIR, "core").manifest
     assert f"{len(manifest['modules'])} modules, {manifest['verilog']['lines']} lines" in out
     table = [line.split() for line in out.splitlines()]
     names = ("H", "Y", "dH", "dB", "dA", "dX", "all")

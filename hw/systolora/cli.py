@@ -126,6 +126,16 @@ def _seed(text: str) -> int:
     return value
 
 
+def _window(text: str) -> tuple[int, int]:
+    first, colon, limit = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return int(first), int(limit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be A:B, two cycles") from None
+
+
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("configuration")
     base = group.add_mutually_exclusive_group()
@@ -266,13 +276,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_training(run)
     run.add_argument(
-        "--json", metavar="FILE", type=Path, help="also write the cycles of each product"
+        "--json", metavar="FILE", type=Path, help="also write what ran, and its cycles and counters"
     )
     run.add_argument(
         "--stall-seed",
         metavar="N",
         type=_seed,
-        help="rtl: stall every stream at random, with this seed; the results stay the same",
+        help="rtl: stall every channel of the buses at random, with this seed; the results stay "
+        "the same",
+    )
+    run.add_argument(
+        "--memory-latency",
+        metavar="CYCLES",
+        type=_integer,
+        help="rtl: from a read's address to its data, and from a write to its answer, default 40",
+    )
+    run.add_argument(
+        "--check",
+        action="store_true",
+        help="rtl: compare with the golden model, and name the first element that differs",
+    )
+    run.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="rtl: write a waveform, FILE.fst or FILE.vcd (a slower simulator, built once more)",
+    )
+    run.add_argument(
+        "--trace-window",
+        metavar="A:B",
+        type=_window,
+        help="rtl: only of the cycles A to B-1, counted from the reset",
     )
     run.add_argument(
         "--build-dir",
@@ -397,17 +431,30 @@ def _info(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     config = _configuration(args)
-    common = {
-        "json_path": args.json,
-        "stall_seed": args.stall_seed,
-        "build_dir": args.build_dir,
-        "progress": not args.quiet,
-    }
+    if args.backend != "rtl":
+        for name in ("trace", "trace_window", "memory_latency", "check"):
+            if getattr(args, name):
+                option = name.replace("_", "-")
+                raise _BadInput(f"--{option}: only with --backend rtl")
     try:
+        from systolora_sim.rtl_backend import RtlOptions
         from systolora_sim.runner import run_file
         from systolora_sim.statefile import Options, holds_training
         from systolora_sim.train_runner import train_file
 
+        simulation = RtlOptions(
+            stall_seed=args.stall_seed,
+            trace=args.trace,
+            trace_window=args.trace_window,
+            check=args.check,
+            **({} if args.memory_latency is None else {"memory_latency": args.memory_latency}),
+        )
+        common = {
+            "json_path": args.json,
+            "rtl": simulation,
+            "build_dir": args.build_dir,
+            "progress": not args.quiet,
+        }
         named = (args.optimizer, args.lr, args.weight_decay, args.steps, args.resume)
         trains = args.rescale or any(value is not None for value in named)
         if trains or holds_training(args.layer):

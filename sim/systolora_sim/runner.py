@@ -36,6 +36,7 @@ from systolora_sim.program import run_sync
 
 if TYPE_CHECKING:
     from systolora_sim.bench.build import Simulator
+    from systolora_sim.rtl_backend import RtlOptions
 
 __all__ = ["BACKENDS", "RunError", "Verilog", "ensure_verilog", "layer_on_rtl", "run_file"]
 __all__ += ["bar", "bench_errors", "check_output", "simulator", "write_json"]
@@ -171,14 +172,14 @@ def _generator_sources() -> list[Path]:
 
 
 @contextlib.contextmanager
-def bar(total: int, show: bool) -> Iterator[Callable[[int], None] | None]:
+def bar(total: int, show: bool, unit: str = " beats") -> Iterator[Callable[[int], None] | None]:
     """A progress bar on stderr, as a function that takes how much is done; None where not shown."""
     if not show:
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=" beats", unit_scale=True, desc="rtl", file=sys.stderr) as bar:
+    with tqdm(total=total, unit=unit, unit_scale=True, desc="rtl", file=sys.stderr) as bar:
 
         def update(done: int) -> None:
             bar.update(min(done, total) - bar.n)
@@ -239,7 +240,7 @@ def run_file(
     config: AcceleratorConfig,
     *,
     json_path: str | Path | None = None,
-    stall_seed: int | None = None,
+    rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
     progress: bool = True,
 ) -> None:
@@ -254,7 +255,7 @@ def run_file(
     backend : one of `BACKENDS`
     config : the accelerator; the golden model's results do not depend on it
     json_path : where the JSON goes, None for nowhere
-    stall_seed : rtl: seed of random stalls on every stream, None for none
+    rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
     progress : rtl: whether stderr shows a progress bar
 
@@ -274,19 +275,25 @@ def run_file(
         json_path = Path(json_path)
         check_output(json_path, [layer_path, out_path])
     result: LayerResult
+    counters: dict[str, int] = {}
     try:
         if isinstance(job, Product):
             result, records = _run_product(job, backend)
+        elif backend == "rtl":
+            build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
+            result, counters = _layer_on_system(job, config, rtl, build_dir, progress)
+            records = product_records(job)
         else:
-            result, records = _run_layer(
-                job, backend, config, stall_seed=stall_seed, build_dir=build_dir, progress=progress
-            )
+            result, records = _run_layer(job, backend, config)
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
     write_result(out_path, result)
     if json_path is not None:
         kind = "product" if isinstance(job, Product) else "layer"
-        write_json(json_path, _report(kind, job.name, backend, config, result, records))
+        report = _report(kind, job.name, backend, config, result, records)
+        if counters:
+            report |= {"cycles": counters["CYCLES"], "counters": counters}
+        write_json(json_path, report)
 
 
 def _run_product(product: Product, backend: str) -> tuple[ProductResult, list[ProductRecord]]:
@@ -309,27 +316,36 @@ def _run_product(product: Product, backend: str) -> tuple[ProductResult, list[Pr
 
 
 def _run_layer(
-    layer: Layer,
-    backend: str,
-    config: AcceleratorConfig,
-    *,
-    stall_seed: int | None,
-    build_dir: str | Path | None,
-    progress: bool,
+    layer: Layer, backend: str, config: AcceleratorConfig
 ) -> tuple[LayerResult, list[ProductRecord]]:
-    """A layer, with or without an adapter, on a backend."""
+    """A layer, with or without an adapter, on a backend without time."""
     if backend == "golden":
         return run_layer(layer), product_records(layer)
     if layer.is_frozen:
         raise CompileError(f"a frozen layer: the backend {backend} cannot run it")
-    if backend == "machine":
-        return run_sync(compute_layer(Machine(config), layer))
-    build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
-    check_layer(layer, config)
-    verilog = ensure_verilog(config, build_dir, "core")
-    return layer_on_rtl(
-        layer, config, verilog.file, build_dir, stall_seed=stall_seed, progress=progress
-    )
+    return run_sync(compute_layer(Machine(config), layer))
+
+
+def _layer_on_system(
+    layer: Layer,
+    config: AcceleratorConfig,
+    options: "RtlOptions | None",
+    build_dir: Path,
+    progress: bool,
+) -> tuple[LayerResult, dict[str, int]]:
+    """A layer as a program on the simulated accelerator, and the accelerator's counters."""
+    from systolora_sim.lowering import compile_layer
+    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, check_results, run_on_rtl
+    from systolora_sim.step_program import read_back
+
+    options = options or RtlOptions()
+    program = compile_layer(layer, config, base=IMAGE_BASE)
+    run = run_on_rtl(program, 1, options, build_dir, progress)
+    if options.check:
+        check_results(program, run, 1, run_layer(layer))
+    result = read_back(program, run.image)
+    assert isinstance(result, LayerResult)
+    return result, run.counters
 
 
 def _report(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from systolora.config import AcceleratorConfig
 from systolora_sim import runner
 from systolora_sim.calibrate import to_float
-from systolora_sim.compiler import CompileError, act_beats, check_layer
+from systolora_sim.compiler import CompileError, check_layer
 from systolora_sim.layer import LayerError
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
 from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
@@ -25,6 +25,7 @@ from systolora_sim.training import (
 
 if TYPE_CHECKING:
     from systolora_sim.device_training import LayerStepRecord
+    from systolora_sim.rtl_backend import RtlOptions
 
 __all__ = ["train_file"]
 
@@ -64,19 +65,23 @@ def _on_rtl(
     state: TrainingState,
     steps: int,
     config: AcceleratorConfig,
-    stall_seed: int | None,
+    options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
-) -> "tuple[TrainingResult, list[LayerStepRecord]]":
-    """All steps in one simulation of the generated Verilog."""
-    from systolora_sim.bench.run import run_training  # here: the others work without cocotb
+) -> tuple[TrainingResult, dict[str, int]]:
+    """All steps in one simulation of the accelerator: the result, and its counters."""
+    from systolora_sim.lowering import compile_training
+    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, check_results, run_on_rtl
+    from systolora_sim.step_program import read_back
 
-    verilog = runner.ensure_verilog(config, build_dir, "core")
-    beats = steps * sum(act_beats(each.layer, config) for each in state.layers.values())
-    with runner.bench_errors(), runner.bar(beats, progress) as update:
-        return run_training(
-            state, steps, config, verilog.file, stall_seed, update, cache=build_dir / "sim"
-        )
+    options = options or RtlOptions()
+    program = compile_training(state, config, base=IMAGE_BASE)
+    run = run_on_rtl(program, steps, options, build_dir, progress)
+    if options.check:
+        check_results(program, run, steps, run_steps(state, steps))
+    result = read_back(program, run.image, steps)
+    assert isinstance(result, TrainingResult)
+    return result, run.counters
 
 
 def train_file(
@@ -90,7 +95,7 @@ def train_file(
     resume: str | Path | None = None,
     rescale: bool = False,
     json_path: str | Path | None = None,
-    stall_seed: int | None = None,
+    rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
     progress: bool = True,
     note: Callable[[str], None] | None = None,
@@ -110,7 +115,7 @@ def train_file(
     rescale : whether masters and momenta that saturated get larger scales before the first step
         (`training.rescale_saturated`)
     json_path : where the report goes, None for nowhere
-    stall_seed : rtl: seed of random stalls on every stream, None for none
+    rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
     progress : whether stderr shows a progress bar
     note : takes a sentence for each option that the file contradicts
@@ -143,12 +148,13 @@ def train_file(
         others = [layer_path, out_path] + ([] if resume is None else [Path(resume)])
         runner.check_output(json_path, others)
     records: list[LayerStepRecord] = []
+    counters: dict[str, int] = {}
     build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
     if backend != "golden":
         _check_layers(state, config, layer_path)
     try:
         if backend == "rtl":
-            result, records = _on_rtl(state, steps, config, stall_seed, build_dir, progress)
+            result, counters = _on_rtl(state, steps, config, rtl, build_dir, progress)
         else:
             device = None
             if backend == "machine":
@@ -162,7 +168,10 @@ def train_file(
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
     if json_path is not None:
-        runner.write_json(json_path, _report(state, result, backend, config, records))
+        report = _report(state, result, backend, config, records)
+        if counters:
+            report |= {"cycles": counters["CYCLES"], "counters": counters}
+        runner.write_json(json_path, report)
     write_training(out_path, result, adapter_metadata(layer_path, resume))
     return result
 
