@@ -16,6 +16,9 @@ from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import write_layer
 from systolora_sim.lowering import compile_layer, compile_training
 from systolora_sim.memory_map import Symbol
+from systolora_sim.numerics import Scale
+from systolora_sim.product import Product
+from systolora_sim.productfile import write_product
 from systolora_sim.rtl_backend import (
     IMAGE_BASE,
     RtlOptions,
@@ -125,7 +128,38 @@ def test_check_of_training(layer_file):
     assert ideal_cycles(program) * 2 < run.counters["CYCLES"]
 
 
-def test_a_fault_is_told(monkeypatch):
+@pytest.mark.parametrize("kind", ["nt", "nn", "tn", "frozen"])
+def test_products_and_frozen_layers(kind, tmp_path, capsys):
+    """Files without an adapter, with stalls; every element is the golden model's."""
+    path, out = tmp_path / "in.safetensors", tmp_path / "out"
+    rng = np.random.default_rng(SEED)
+
+    def operand(*shape: int) -> np.ndarray:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    m, k, n = 9, 10, 7
+    if kind == "frozen":
+        write_layer(path, random_layer(SEED, m, k, n, 0, want_dx=True, bias=True))
+    else:
+        product = Product(
+            name="p",
+            kind=kind,
+            a=operand(*((k, m) if kind == "tn" else (m, k))),
+            b=operand(*((n, k) if kind == "nt" else (k, n))),
+            scales={"a": Scale(40000, -20), "b": Scale(50000, -21)},
+            c=rng.integers(-(1 << 20), 1 << 20, (m, n)).astype(np.int32),
+            stochastic=True,
+            bits=16,
+        )
+        write_product(path, product)
+    rtl = ["--backend", "rtl", "--preset", "tiny", "--check", "--stall-seed", SEED]
+    assert _run(path, "-o", out, *rtl) == 0
+    assert _run(path, "-o", tmp_path / "golden") == 0
+    assert out.read_bytes() == (tmp_path / "golden").read_bytes()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_fault_is_told():
     program = compile_layer(LAYER, TINY, base=IMAGE_BASE)
     broken = program.program.copy()
     broken[3] = 0

@@ -1,7 +1,7 @@
 """Runs a layer or product file on a backend and writes the results: the same bytes from all.
 
-golden is the definition (NumPy), machine executes the Core's commands without timing, rtl drives
-the generated Verilog in a simulator.
+golden is the definition (NumPy); machine executes a compiled program without timing, and proves that
+it does not depend on luck; rtl runs the same program on the generated Verilog in a simulator.
 """
 
 import contextlib
@@ -24,15 +24,12 @@ from systolora_sim.compiler import (
     ProductRecord,
     act_beats,
     check_layer,
-    compute_layer,
     product_records,
 )
 from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import Layer, LayerResult, load_layer, write_result
-from systolora_sim.machine import Machine
-from systolora_sim.product import Product, ProductResult, run_product_golden
+from systolora_sim.product import Product, run_product_golden
 from systolora_sim.productfile import is_product, load_product
-from systolora_sim.program import run_sync
 
 if TYPE_CHECKING:
     from systolora_sim.bench.build import Simulator
@@ -277,16 +274,16 @@ def run_file(
     result: LayerResult
     counters: dict[str, int] = {}
     try:
-        if isinstance(job, Product):
-            result, records = _run_product(job, backend)
-        elif backend == "rtl":
-            build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
-            result, counters = _layer_on_system(job, config, rtl, build_dir, progress)
-            records = product_records(job)
+        if backend == "golden":
+            result = run_product_golden(job) if isinstance(job, Product) else run_layer(job)
+        elif backend == "machine":
+            result = _on_machine(job, config)
         else:
-            result, records = _run_layer(job, backend, config)
+            build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
+            result, counters = _on_system(job, config, rtl, build_dir, progress)
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
+    records = [_product_record(job)] if isinstance(job, Product) else product_records(job)
     write_result(out_path, result)
     if json_path is not None:
         kind = "product" if isinstance(job, Product) else "layer"
@@ -296,12 +293,10 @@ def run_file(
         write_json(json_path, report)
 
 
-def _run_product(product: Product, backend: str) -> tuple[ProductResult, list[ProductRecord]]:
-    """A bare product on a backend."""
-    if backend != "golden":
-        raise CompileError(f"a bare product: the backend {backend} cannot run it")
+def _record(product: Product) -> ProductRecord:
+    """A bare product as one of a layer's."""
     passes = product.bits_of("a") // 8 * (product.bits_of("b") // 8)
-    record = ProductRecord(
+    return ProductRecord(
         name="c",
         formula={"nt": "a.b^T", "nn": "a.b", "tn": "a^T.b"}[product.kind],
         m=product.m,
@@ -312,37 +307,54 @@ def _run_product(product: Product, backend: str) -> tuple[ProductResult, list[Pr
         passes=passes,
         macs=product.m * product.k * product.n * passes,
     )
-    return run_product_golden(product), [record]
 
 
-def _run_layer(
-    layer: Layer, backend: str, config: AcceleratorConfig
-) -> tuple[LayerResult, list[ProductRecord]]:
-    """A layer, with or without an adapter, on a backend without time."""
-    if backend == "golden":
-        return run_layer(layer), product_records(layer)
-    if layer.is_frozen:
-        raise CompileError(f"a frozen layer: the backend {backend} cannot run it")
-    return run_sync(compute_layer(Machine(config), layer))
+def _product_record(product: Product) -> ProductRecord:
+    """What a bare product is, its cycles unknown."""
+    passes = product.bits_of("a") // 8 * (product.bits_of("b") // 8)
+    return ProductRecord(
+        name="c",
+        formula={"nt": "a.b^T", "nn": "a.b", "tn": "a^T.b"}[product.kind],
+        m=product.m,
+        k=product.k,
+        n=product.n,
+        dataflow="OS" if product.kind == "tn" else "WS",
+        edge={"nt": "left", "nn": "top", "tn": ""}[product.kind],
+        passes=passes,
+        macs=product.m * product.k * product.n * passes,
+    )
 
 
-def _layer_on_system(
-    layer: Layer,
+def _on_machine(job: Layer | Product, config: AcceleratorConfig) -> LayerResult:
+    """A layer or product as a program on the functional machine."""
+    from systolora_sim import machine_backend
+
+    if isinstance(job, Product):
+        return machine_backend.run_product(job, config)
+    return machine_backend.run_layer(job, config)
+
+
+def _on_system(
+    job: Layer | Product,
     config: AcceleratorConfig,
     options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
 ) -> tuple[LayerResult, dict[str, int]]:
-    """A layer as a program on the simulated accelerator, and the accelerator's counters."""
-    from systolora_sim.lowering import compile_layer
+    """A layer or product as a program on the simulated accelerator, and its counters."""
+    from systolora_sim.lowering import compile_layer, compile_product
     from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, check_results, run_on_rtl
     from systolora_sim.step_program import read_back
 
     options = options or RtlOptions()
-    program = compile_layer(layer, config, base=IMAGE_BASE)
+    if isinstance(job, Product):
+        program = compile_product(job, config, base=IMAGE_BASE)
+    else:
+        program = compile_layer(job, config, base=IMAGE_BASE)
     run = run_on_rtl(program, 1, options, build_dir, progress)
     if options.check:
-        check_results(program, run, 1, run_layer(layer))
+        golden = run_product_golden(job) if isinstance(job, Product) else run_layer(job)
+        check_results(program, run, 1, golden)
     result = read_back(program, run.image)
     assert isinstance(result, LayerResult)
     return result, run.counters
