@@ -5,14 +5,11 @@ import json
 import pytest
 
 from systolora.config import preset
-from systolora_sim import demo, runner
+from systolora_sim import demo, machine_backend, runner
 from systolora_sim.bench.cases import random_layer
-from systolora_sim.compiler import compute_layer
 from systolora_sim.examples import sd15_layer
 from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import LayerFileError, write_layer
-from systolora_sim.machine import Machine
-from systolora_sim.program import run_sync
 from systolora_sim.rtl_backend import RtlOptions
 from systolora_sim.runner import BUILD_DIR, RunError, ensure_verilog, run_file
 
@@ -192,7 +189,7 @@ def test_differences():
 
 
 def test_the_shipped_layer_on_the_machine():
-    """The demonstration's layer, through the default configuration's commands."""
+    """The demonstration's layer, as a program of the default configuration."""
     layer = sd15_layer()
-    result, _ = run_sync(compute_layer(Machine(preset("default")), layer))
+    result = machine_backend.run_layer(layer, preset("default"))
     assert demo.differences(result, run_layer(layer)) == {}

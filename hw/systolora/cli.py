@@ -1,4 +1,4 @@
-"""The command line: `systolora generate`, `info`, `run`, `adapter`.
+"""The command line: `systolora generate`, `info`, `run`, `compile`, `disasm`, `adapter`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -72,6 +72,19 @@ examples:
   systolora run layer.safetensors -o state.safetensors --optimizer lion --lr 1e-4 --steps 3
   systolora run layer.safetensors -o state.safetensors --resume state.safetensors --steps 7
       ten steps in all; the second run goes on exactly where the first one ended"""
+
+_COMPILE = f"""\
+Compiles the file that `run` would run to a program for the accelerator, with the memory that it
+works on: one training step of all layers (or the passes of one layer, or a product), which may run
+again and again.
+
+{_CONFIGURATION}"""
+
+_COMPILE_EXAMPLE = """\
+examples:
+  systolora compile layer.safetensors -o step.slp --optimizer sgd --lr 0.1
+  systolora compile layer.safetensors -o forward.slp --phase forward --preset tiny
+  systolora disasm step.slp"""
 
 _ADAPTER = """\
 Converts the adapters of a safetensors file, of one layer (lora_A, lora_B) or of several
@@ -172,6 +185,13 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         ("outstanding", "bursts that each memory engine may have under way, 2 to 256"),
     ):
         group.add_argument(f"--{option}", metavar="N", type=_integer, help=text)
+
+
+def _address(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an address, as 0x1000") from None
 
 
 def _real(text: str) -> float:
@@ -317,8 +337,84 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     _add_configuration(run)
     run.set_defaults(function=_run)
+    _add_compile(commands)
     _add_adapter(commands)
     return parser
+
+
+def _add_compile(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    compiler = commands.add_parser(
+        "compile",
+        help="compile a layer or training step to a program",
+        description=_COMPILE,
+        epilog=_COMPILE_EXAMPLE,
+    )
+    compiler.add_argument("layer", metavar="LAYER.safetensors", type=Path, help="the layer")
+    compiler.add_argument(
+        "-o", "--output", metavar="STEP.slp", type=Path, required=True, help="the program file"
+    )
+    compiler.add_argument(
+        "--phase",
+        metavar="NAME",
+        default="step",
+        help="step (default), forward, backward or update; the phases of a step run one after the "
+        "other on one image",
+    )
+    compiler.add_argument(
+        "--base",
+        metavar="ADDRESS",
+        type=_address,
+        default=0,
+        help="first address of the image, a multiple of 64, default 0",
+    )
+    _add_training(compiler)
+    _add_configuration(compiler)
+    compiler.set_defaults(function=_compile)
+
+    listing = commands.add_parser(
+        "disasm",
+        help="show a program as text",
+        description="Prints the descriptors of a program file, one a line, and where its tensors "
+        "lie.",
+    )
+    listing.add_argument("program", metavar="STEP.slp", type=Path)
+    listing.set_defaults(function=_disasm)
+
+
+def _compile(args: argparse.Namespace) -> None:
+    config = _configuration(args)
+    from systolora_sim.compile_file import compile_file
+    from systolora_sim.statefile import Options
+
+    program = compile_file(
+        args.layer,
+        args.output,
+        config,
+        phase=args.phase,
+        base=args.base,
+        steps=args.steps,
+        trains=_trains(args),
+        options=Options(optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay),
+        resume=args.resume,
+        rescale=args.rescale,
+        note=_note,
+    )
+    print(
+        f"{args.output}: {program.length} descriptors at {program.address:#x}, image of "
+        f"{program.image.size} bytes at {program.base:#x}"
+    )
+
+
+def _disasm(args: argparse.Namespace) -> None:
+    from systolora_sim.compile_file import disassemble_file
+
+    sys.stdout.write(disassemble_file(args.program))
+
+
+def _trains(args: argparse.Namespace) -> bool:
+    """Whether an option says that whole steps are meant."""
+    named = (args.optimizer, args.lr, args.weight_decay, args.steps, args.resume)
+    return args.rescale or any(value is not None for value in named)
 
 
 def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -455,9 +551,7 @@ def _run(args: argparse.Namespace) -> None:
             "build_dir": args.build_dir,
             "progress": not args.quiet,
         }
-        named = (args.optimizer, args.lr, args.weight_decay, args.steps, args.resume)
-        trains = args.rescale or any(value is not None for value in named)
-        if trains or holds_training(args.layer):
+        if _trains(args) or holds_training(args.layer):
             options = Options(
                 optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay
             )  # fmt: skip

@@ -1,7 +1,7 @@
 """Runs a layer or product file on a backend and writes the results: the same bytes from all.
 
-golden is the definition (NumPy); machine executes a compiled program without timing, and proves that
-it does not depend on luck; rtl runs the same program on the generated Verilog in a simulator.
+golden is the definition (NumPy); machine executes a compiled program without timing, and proves
+that it does not depend on luck; rtl runs that program on the generated Verilog in a simulator.
 """
 
 import contextlib

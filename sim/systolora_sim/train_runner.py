@@ -24,7 +24,6 @@ from systolora_sim.training import (
 )
 
 if TYPE_CHECKING:
-    from systolora_sim.device_training import LayerStepRecord
     from systolora_sim.rtl_backend import RtlOptions
 
 __all__ = ["train_file"]
@@ -147,7 +146,6 @@ def train_file(
         json_path = Path(json_path)
         others = [layer_path, out_path] + ([] if resume is None else [Path(resume)])
         runner.check_output(json_path, others)
-    records: list[LayerStepRecord] = []
     counters: dict[str, int] = {}
     build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
     if backend != "golden":
@@ -156,19 +154,17 @@ def train_file(
         if backend == "rtl":
             result, counters = _on_rtl(state, steps, config, rtl, build_dir, progress)
         else:
-            device = None
-            if backend == "machine":
-                from systolora_sim.device_training import machine_backend
-
-                device = machine_backend(config)
             with bar(steps * len(state.layers), progress, backend) as update:
-                result = run_steps(state, steps, device, update)
-            if device is not None:
-                records = device.records
+                if backend == "machine":
+                    from systolora_sim import machine_backend
+
+                    result = machine_backend.run_steps(state, steps, config, update)
+                else:
+                    result = run_steps(state, steps, None, update)
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
     if json_path is not None:
-        report = _report(state, result, backend, config, records)
+        report = _report(state, result, backend, config)
         if counters:
             report |= {"cycles": counters["CYCLES"], "counters": counters}
         runner.write_json(json_path, report)
@@ -181,13 +177,9 @@ def _report(
     result: TrainingResult,
     backend: str,
     config: AcceleratorConfig,
-    records: "list[LayerStepRecord]",
 ) -> dict[str, Any]:
-    """What ran, and where the backend has parts, each part of each step of each layer."""
+    """What ran."""
     after = result.state
-    names = list(after.layers)
-    cycles = [record.cycles for record in records]
-    known = [count for count in cycles if count is not None]
     return {
         "backend": backend,
         "configuration": config.to_dict(),
@@ -201,9 +193,5 @@ def _report(
         "layers": [
             {"name": name, "sticky": sorted(each.sticky)} for name, each in after.layers.items()
         ],
-        "parts": [
-            {"name": names[record.index], "cycles": record.cycles} | record.to_dict()
-            for record in records
-        ],
-        "cycles": sum(known) if records and len(known) == len(cycles) else None,
+        "cycles": None,
     }
