@@ -31,7 +31,6 @@ _OPTIONS += ["--x-initial", "fast", "--no-timing", "--noassert", "--prefix", EXE
 #: Vectors of several fields look like loops to it where the fields do not form one.
 _OPTIONS += ["-Wno-UNOPTFLAT"]
 _CFLAGS = ["-std=c++17", "-Wall", "-Wextra"]
-_OPT = "OPT_FAST=-O2"
 #: How to trace, by file name: Verilator's option, what the compiler and the linker need.
 _TRACES: dict[str, tuple[str, list[str], list[str]]] = {
     ".fst": ("--trace-fst", [f"-I{_HARNESS / 'fst'}"], ["-lz"]),
@@ -109,14 +108,14 @@ def build_system(
         # The lint of the Verilog is a test of its own.
         control = work / "control.vlt"
         control.write_text(f'`verilator_config\nlint_off -file "*/{verilog.name}"\n', "utf-8")
-        os.environ["MAKEFLAGS"] = f"{os.environ['MAKEFLAGS']} {_OPT}{make}"
+        os.environ["MAKEFLAGS"] += make
         objects = [_compile_driver(driver, includes, work)] if driver is not None else []
         command = ["verilator", *options, "--top-module", top, "-Mdir", str(work)]
         command += ["-CFLAGS", " ".join(flags), str(control), str(verilog.resolve())]
         command += [str(source.resolve()) for source in sources] + objects
         _run(command, work, f"{verilog}: verilator could not build it")
 
-    parts = ["system", top, *options, *_CFLAGS, _OPT, str(trace), str(driver is not None)]
+    parts = ["system", top, *options, *_CFLAGS, str(trace), str(driver is not None)]
     parts += [build_environment(name)["MAKEFLAGS"], package_version("verilator")]
     return cached_build(name, parts, files, cache, compile_in)
 
