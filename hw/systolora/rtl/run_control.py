@@ -100,8 +100,8 @@ class RunControl(wiring.Component):
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
-                m.d.sync += self.runs_left.eq(self.runs)
                 with m.If(self.start):
+                    m.d.sync += self.runs_left.eq(self.runs)
                     m.next = "RESET"
             with m.State("RESET"):
                 m.d.comb += self.engine_reset.eq(1)
@@ -133,10 +133,12 @@ class RunControl(wiring.Component):
                     m.d.sync += [fault.eq(failure), quiet.eq(0)]
                     m.next = "ABORT"
                 with m.Elif(settled):
-                    m.d.sync += self.runs_left.eq(self.runs_left - 1)
-                    m.next = "RESET"
-                    with m.If((fault.code != Fault.NONE) | (self.runs_left == 1)):
-                        m.next = "FINISH"
+                    m.next = "FINISH"
+                    # As after an abort: a run that failed is left
+                    with m.If(fault.code == Fault.NONE):
+                        m.d.sync += self.runs_left.eq(self.runs_left - 1)
+                        with m.If(self.runs_left != 1):
+                            m.next = "RESET"
             with m.State("ABORT"):
                 m.d.comb += [self.fetch_abort.eq(1), self.soft_abort.eq(1)]
                 m.d.sync += quiet.eq(

@@ -1,0 +1,149 @@
+"""Programs on the simulated accelerator beside the functional machine, for the tests of the top."""
+
+import fcntl
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from random_programs import BASE, RandomProgram, random_program
+from simulated import CACHE, CONFIGS
+from systolora.config import AcceleratorConfig
+from systolora.contract import DESCRIPTOR_BYTES, Fault
+from systolora_sim.bench.build import Simulator
+from systolora_sim.bench.script import MemoryModel
+from systolora_sim.bench.system import SystemJob, SystemResult, run_system
+from systolora_sim.bench.system_build import build_system
+from systolora_sim.runner import BUILD_DIR, ensure_verilog
+from systolora_sim.system_machine import Memory, RunResult, SystemMachine
+
+__all__ = ["Case", "compare", "machine_run", "rtl_run", "system_simulator"]
+
+#: Cycles that a random program takes at most, by far.
+MOST_CYCLES = 400_000
+
+
+@functools.cache
+def system_simulator(name: str) -> Simulator:
+    """The simulator of a configuration's accelerator; one process builds it, others wait."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}-top.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        verilog = ensure_verilog(CONFIGS[name], BUILD_DIR, "top")
+        return build_system(verilog.file, CACHE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program in its memory, and what it runs with.
+
+    Parameters
+    ----------
+    config : of the accelerator
+    image, base : the memory before the run, and its address
+    address, length : of the program: bytes, descriptors
+    read_window, write_window : first address, and the first after it
+    runs, word_base, step : the registers of these names
+    """
+
+    config: AcceleratorConfig
+    image: NDArray[np.uint8] = field(repr=False)
+    address: int
+    length: int
+    read_window: tuple[int, int]
+    write_window: tuple[int, int]
+    base: int = BASE
+    runs: int = 1
+    word_base: int = 0x1234_5678
+    step: int = 0
+
+    @staticmethod
+    def of(config: AcceleratorConfig, program: RandomProgram, **settings: int) -> "Case":
+        """The case of a random program."""
+        return Case(
+            config,
+            program.image,
+            program.base,
+            program.length,
+            program.read_window,
+            program.write_window,
+            program.base,
+            **settings,
+        )
+
+    @staticmethod
+    def random(name: str, seed: int, **settings: int) -> "Case":
+        """The case of a random program for a configuration of that name."""
+        config = CONFIGS[name]
+        return Case.of(config, random_program(config, seed), **settings)
+
+    def with_program(self, parts: Sequence[bytes]) -> "Case":
+        """The same memory with another program at the same place."""
+        image, start = self.image.copy(), self.address - self.base
+        program = b"".join(parts)
+        image[start : start + len(program)] = np.frombuffer(program, np.uint8)
+        return replace(self, image=image, length=len(program) // DESCRIPTOR_BYTES)
+
+    @property
+    def descriptors(self) -> list[bytes]:
+        """The program, descriptor by descriptor."""
+        start = self.address - self.base
+        program = self.image[start : start + self.length * DESCRIPTOR_BYTES].tobytes()
+        return [
+            program[at : at + DESCRIPTOR_BYTES] for at in range(0, len(program), DESCRIPTOR_BYTES)
+        ]
+
+    def job(self, memory: MemoryModel | None = None, **fields) -> SystemJob:
+        """The job of the harness; fields are further ones of SystemJob."""
+        return SystemJob(
+            image=self.image,
+            base=self.base,
+            program_address=self.address,
+            length=self.length,
+            read_window=self.read_window,
+            write_window=self.write_window,
+            runs=self.runs,
+            word_base=self.word_base,
+            step=self.step,
+            memory=memory or MemoryModel(),
+            **({"most_cycles": MOST_CYCLES} | fields),
+        )
+
+
+def machine_run(case: Case) -> tuple[RunResult, NDArray[np.uint8]]:
+    """What the functional machine, fresh, makes of a case, and the memory afterwards.
+
+    It is not strict: a program that the hardware runs is run.
+    """
+    image = case.image.copy()
+    machine = SystemMachine(
+        case.config, Memory(case.base, image), case.read_window, case.write_window, strict=False
+    )
+    result = machine.run(case.address, case.length, case.runs, case.word_base, case.step)
+    return result, image
+
+
+def rtl_run(simulator: Simulator, case: Case, memory: MemoryModel | None = None) -> SystemResult:
+    """What the simulated accelerator, after a reset, makes of a case."""
+    return run_system(simulator, case.config, case.job(memory))
+
+
+def compare(case: Case, result: SystemResult) -> RunResult:
+    """Asserts that a run ended as the functional machine's, which is returned."""
+    expected, image = machine_run(case)
+    assert (result.fault, result.index) == (expected.fault, expected.index)
+    wrong = np.flatnonzero(result.image != image)
+    assert wrong.size == 0, f"{wrong.size} bytes differ, from {case.base + wrong[0]:#x}"
+    assert set(result.sticky) == expected.sticky
+    assert (result.word_base, result.step) == (expected.word_base, expected.step)
+    assert result.runs_left == max(case.runs, 1) - expected.runs
+    counters = expected.counters
+    assert result.counters["MACS"] == counters.macs
+    assert result.counters["DESCRIPTORS"] == counters.descriptors
+    assert result.counters["BYTES_WRITTEN"] == result.bus["written_bytes"] == counters.bytes_written
+    assert result.counters["BYTES_READ"] == result.bus["read_beats"] * case.config.bus_bytes
+    if expected.fault == Fault.NONE:
+        assert result.counters["BYTES_READ"] == counters.bytes_read
+    return expected
