@@ -114,7 +114,7 @@ def disassemble_file(path: str | Path) -> str:
         f"# program at {program.address:#x}, {program.length} descriptors, runs {program.runs}, "
         f"word_base {program.word_base:#x}, step {program.step}",
     ]
-    for name, symbol in program.symbols.items():
+    for name, symbol in sorted(program.symbols.items(), key=lambda item: item[1].address):
         shape = f"[{symbol.rows}, {symbol.cols}]"
         lines.append(f"# {symbol.address:#x} {name} {symbol.dtype} {shape} stride {symbol.stride}")
     return "\n".join(lines) + "\n" + disassemble(program.program.tobytes())

@@ -112,7 +112,7 @@ def add_product(memory: MemoryMap, product: Product) -> None:
 
 def _add_master(memory: MemoryMap, name: str, master: Master) -> None:
     transposed = name.rpartition("/")[2] in TRANSPOSED
-    held = {"writable": True, "transposed": transposed}
+    held = {"writable": True, "transposed": transposed, "lines": True}
     memory.add(f"{name}.master", master.w.shape, np.int16, data=master.w, **held)
     memory.add_scale(f"{name}.master", master.scale)
     if master.v is not None:
@@ -149,7 +149,12 @@ def _add_adapter(memory: MemoryMap, state: LayerState, prefix: str) -> None:
         _add_master(memory, prefix + name, master)
         dtype = state.layer.operand(name).dtype
         memory.add(
-            prefix + name, master.w.shape, dtype, writable=True, transposed=name in TRANSPOSED
+            prefix + name,
+            master.w.shape,
+            dtype,
+            writable=True,
+            transposed=name in TRANSPOSED,
+            lines=True,
         )
         memory.add_scale(prefix + name, writable=True)
 

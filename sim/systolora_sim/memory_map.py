@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from systolora_sim.numerics import Scale
 
-__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "round_up"]
+__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "View", "round_up"]
 
 Array = NDArray[Any]
 
@@ -122,9 +122,26 @@ class Area:
         return self.symbol.at(self.row0, self.col0)
 
     @property
+    def view(self) -> "View":
+        """The area row by row."""
+        return View(self, self.address, self.symbol.stride)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one of its rows."""
         return self.cols * self.symbol.itemsize
+
+
+@dataclass(frozen=True)
+class View:
+    """Memory that a row operation walks through in its own way.
+
+    area : what it touches; address : of the first element; stride : bytes from a row to the next.
+    """
+
+    area: Area
+    address: int
+    stride: int
 
 
 class MemoryMap:
@@ -151,8 +168,12 @@ class MemoryMap:
         data: Array | None = None,
         writable: bool = False,
         transposed: bool = False,
+        lines: bool = False,
     ) -> None:
-        """A tensor of that shape, [n] or [rows, cols] as files hold it; without data it is zero."""
+        """A tensor of that shape, [n] or [rows, cols] as files hold it; without data it is zero.
+
+        lines : its rows begin at multiples of 64 elements.
+        """
         if self.has(name):
             raise ValueError(f"{name}: is there already")
         vector = len(shape) == 1
@@ -167,6 +188,7 @@ class MemoryMap:
             "vector": vector,
             "data": data,
             "writable": writable,
+            "unit": ALIGNMENT * (np.dtype(dtype).itemsize if lines else 1),
         }
 
     def has(self, name: str) -> bool:
@@ -195,7 +217,8 @@ class MemoryMap:
             for name, wanted in self._wanted.items():
                 if wanted["writable"] != writable:
                     continue
-                stride = round_up(wanted["cols"] * np.dtype(wanted["dtype"]).itemsize, ALIGNMENT)
+                itemsize = np.dtype(wanted["dtype"]).itemsize
+                stride = round_up(wanted["cols"] * itemsize, wanted["unit"])
                 fields = {
                     key: wanted[key] for key in ("rows", "cols", "dtype", "transposed", "vector")
                 }

@@ -10,7 +10,7 @@ from collections import deque
 from systolora.config import AcceleratorConfig
 from systolora.contract import SCALE_REGISTERS, Mode, Opcode, Source
 from systolora_sim import numerics as nx
-from systolora_sim.memory_map import Area, Symbol
+from systolora_sim.memory_map import Area, Symbol, View
 from systolora_sim.numerics import Scale
 from systolora_sim.program import scale_imm
 from systolora_sim.work import Control, Exec, Item, Post, Rows
@@ -21,8 +21,8 @@ __all__ = ["MAX_ROWS", "PostBuilder"]
 MAX_ROWS = (1 << 16) - 1
 #: About how many cycles a row operation takes beside its rows.
 LATENCY = 24
-#: Rows of a row operation that may wait for a quiet moment: short enough not to be in the way.
-BACKGROUND_ROWS = 256
+#: Row operations that are put off come at most so many at a time: more would fill the post queue.
+BACKGROUND_BURST = 6
 
 _WIDTHS = {1: 0, 2: 1, 4: 2, 8: 3}
 
@@ -42,6 +42,7 @@ class PostBuilder:
         #: Row operations that any later moment suits, in order, and what to do after each.
         self._background: deque[tuple[Post, str]] = deque()
         self._writes: set[int] = set()  # addresses of the tensors that they write
+        self._credit = 0  # cycles that they may take, or have taken too many
         self._registers: dict[str, int] = {}  # by name, the longest idle first
         self._free = list(range(SCALE_REGISTERS))[::-1]
         self._pinned: set[str] = set()
@@ -63,66 +64,65 @@ class PostBuilder:
         self, opcode: Opcode, reads: Area | None = None, writes: Area | None = None, **fields: int
     ) -> None:
         """Appends a POST that is no row operation; an Area is one row in memory."""
-        self._append(Post({"opcode": int(opcode), **fields}, (), reads, writes, LATENCY // 2))
+        self.items.append(self._item({"opcode": opcode, **fields}, (), reads, writes))
 
-    def _append(self, item: Post) -> None:
-        for prefix, area in (("in", item.reads), ("out", item.writes)):
-            if area is not None:
-                item.fields |= {
-                    f"{prefix}_address": area.address,
-                    f"{prefix}_stride": area.symbol.stride,
-                    f"{prefix}_width": _WIDTHS[area.symbol.itemsize],
+    def _item(
+        self,
+        fields: dict[str, int],
+        acc: tuple[Rows, ...],
+        reads: Area | View | None,
+        writes: Area | View | None,
+        cycles: int = 0,
+    ) -> Post:
+        fields = {name: int(value) for name, value in fields.items()}
+        areas: list[Area | None] = []
+        for prefix, place in (("in", reads), ("out", writes)):
+            view = place.view if isinstance(place, Area) else place
+            areas.append(None if view is None else view.area)
+            if view is not None:
+                fields |= {
+                    f"{prefix}_address": view.address,
+                    f"{prefix}_stride": view.stride,
+                    f"{prefix}_width": _WIDTHS[view.area.symbol.itemsize],
                 }
-        item.fields = {name: int(value) for name, value in item.fields.items()}
-        self.items.append(item)
+        return Post(fields, acc, areas[0], areas[1], cycles)
 
     def _rows(
         self,
         rows: int,
         cols: int,
-        source: Area | int,
-        out: Area | None,
+        source: Area | View | int,
+        out: Area | View | None,
         fields: dict[str, int],
     ) -> Post:
         fields = {"opcode": Opcode.ROWS, "rows": rows, "cols": cols, **fields}
         acc: list[Rows] = []
-        if isinstance(source, Area):
-            fields["source"] = Source.STREAM
-        else:
+        if isinstance(source, int):
             fields["src_base"] = source
             acc.append(Rows(source, source + rows))
-        cycles = rows
+        else:
+            fields["source"] = Source.STREAM
         if fields.get("add") or fields.get("write"):
-            base = fields["dst_base"]
-            acc.append(Rows(base, base + rows))
-            bank = self.config.bank_depth
-            if (
-                fields.get("add")
-                and not isinstance(source, Area)
-                and base // bank == source // bank
-            ):
-                cycles *= 2
+            acc.append(Rows(fields["dst_base"], fields["dst_base"] + rows))
         if out is not None and fields.get("mode") not in (Mode.INT8, Mode.INT16):
             fields["emit"] = 1
-        reads = source if isinstance(source, Area) else None
-        return Post(fields, tuple(acc), reads, out, cycles + LATENCY)
+        reads = None if isinstance(source, int) else source
+        return self._item(fields, tuple(acc), reads, out, rows + LATENCY)
 
     def rows(
         self,
         rows: int,
         cols: int,
-        source: Area | int,
-        out: Area | None = None,
+        source: Area | View | int,
+        out: Area | View | None = None,
         **fields: int,
-    ) -> int:
-        """Appends a row operation and returns about how many cycles it takes.
+    ) -> None:
+        """Appends a row operation.
 
         source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
         its values go.
         """
-        item = self._rows(rows, cols, source, out, fields)
-        self._append(item)
-        return item.cycles
+        self.items.append(self._rows(rows, cols, source, out, fields))
 
     # Background ---------------------------------------------------------------------------------
 
@@ -134,10 +134,17 @@ class PostBuilder:
         self._writes.add(out.symbol.address)
 
     def spare(self, cycles: int) -> None:
-        """Appends row operations that were put off, as many as take that many cycles."""
-        while self._background and self._background[0][0].cycles <= cycles:
-            cycles -= self._background[0][0].cycles
+        """Appends row operations that were put off: the post queue has about that much time.
+
+        What they take more than that is made good by the next ones.
+        """
+        self._credit += cycles
+        for _ in range(BACKGROUND_BURST):
+            if not self._background or self._credit <= 0:
+                break
+            self._credit -= self._background[0][0].cycles
             self._next()
+        self._credit = min(self._credit, 0)
 
     def flush(self) -> None:
         """Appends all row operations that were put off."""
@@ -146,7 +153,7 @@ class PostBuilder:
 
     def _next(self) -> None:
         item, drop = self._background.popleft()
-        self._append(item)
+        self.items.append(item)
         if drop:
             self.drop(drop)
         if not self._background:

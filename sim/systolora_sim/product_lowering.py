@@ -14,7 +14,7 @@ from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit
 from systolora_sim import numerics as nx
 from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.operands import ceil_div
-from systolora_sim.post_builder import MAX_ROWS, PostBuilder
+from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder
 from systolora_sim.tiling import Block, Deep, Stationary, Streamed, plan_blocks, segments
 from systolora_sim.work import Exec, Rows
 
@@ -268,12 +268,12 @@ class _Lowering:
             }
         return fields
 
-    def _quantize_block(self, block: Block, **fields: int) -> int:
+    def _quantize_block(self, block: Block, **fields: int) -> None:
         """A block of the accumulators to its place in memory."""
         quantize = self.product.quantize
         assert quantize is not None
         target = quantize.target.area(block.row0, block.rows, block.col0, block.cols)
-        return self.builder.rows(
+        self.builder.rows(
             block.rows,
             block.cols,
             block.base,
@@ -286,15 +286,22 @@ class _Lowering:
     def _ratio(self) -> str:
         return f"#ratio {self.product.name}"
 
-    def _block_posts(self, block: Block) -> int:
-        """Row operations on a block while the array computes the next ones; their cycles."""
+    def _post_cycles(self, block: Block) -> int:
+        """About how long the row operations on a block take."""
+        term, quantize = self.product.low_rank, self.product.quantize
+        passes = (1 if term is None else 2) + (quantize is not None and quantize.streaming)
+        return passes * block.rows + LATENCY
+
+    def _block_posts(self, block: Block) -> None:
+        """Row operations on a block while the array computes the next ones."""
         product, builder, quantize = self.product, self.builder, self.product.quantize
         term = product.low_rank
         store = product.keep or (self.just_in_time and not self.plan.resident)
         streaming = quantize is not None and quantize.streaming
         changed = term is not None or product.bias is not None or product.addend is not None
         if streaming and not changed and not store:
-            return self._quantize_block(block, amax=1)
+            self._quantize_block(block, amax=1)
+            return
         if product.bias is not None:
             area = product.bias.area(0, 1, block.col0, block.cols)
             builder.post(Opcode.BIAS, reads=area, cols=block.cols)
@@ -321,8 +328,9 @@ class _Lowering:
         if store:
             assert product.sums is not None
             out = product.sums.area(block.row0, block.rows, block.col0, block.cols)
-        cycles = builder.rows(block.rows, block.cols, source, out, **fields)
-        return cycles + (self._quantize_block(block) if streaming else 0)
+        builder.rows(block.rows, block.cols, source, out, **fields)
+        if streaming:
+            self._quantize_block(block)
 
     def _begin(self) -> None:
         quantize, builder = self.product.quantize, self.builder
@@ -387,8 +395,10 @@ class _Lowering:
         self._begin()
         for group in self.plan.groups:
             array = sum(self._tiles(block) for block in group)
-            post = sum(self._block_posts(block) for block in group)
-            self.builder.spare(array - post)
+            # The array works on these blocks, the post-processor is done with the ones before.
+            self.builder.spare(array - sum(self._post_cycles(block) for block in group))
+            for block in group:
+                self._block_posts(block)
         self._end()
 
 

@@ -17,8 +17,11 @@ from systolora_sim.work import Control, Exec, Item, Op, Post, Rows, Tile
 
 __all__ = ["stage"]
 
-#: Cycles of array work that loads run ahead, and EXECs at most.
+#: Cycles of array work between an EXEC and the last one whose operands are loaded before it, and
+#: how many EXECs that may be.
 AHEAD_CYCLES, AHEAD = 4096, 12
+#: Array work since a tile was read after which a load may take its place without waiting for it.
+RECENT_CYCLES = 2048
 
 #: A tile and the last item that wrote any of its elements.
 Version = tuple[Tile, int]
@@ -38,12 +41,15 @@ class _Space:
         self.entries = entries
         self.residents: list[_Resident] = []  # by place
 
-    def place(self, count: int, next_use: "dict[Version, deque[int]]", until: int) -> Rows | None:
+    def place(
+        self, count: int, next_use: "dict[Version, deque[int]]", until: int, recent: int
+    ) -> Rows | None:
         """Room for `count` entries, emptied; None if EXECs up to `until` read all of it.
 
-        Prefers what is used again last, then what was read the longest ago.
+        Prefers what was not read by an EXEC from `recent` on, for which the load would wait; then
+        what is used again last, then what was read the longest ago.
         """
-        best: tuple[float, int, int] | None = None
+        best: tuple[bool, float, int, int] | None = None
         for start in [0] + [each.rows.end for each in self.residents]:
             if start + count > self.entries:
                 continue
@@ -55,12 +61,12 @@ class _Space:
                     latest = max(latest, each.last_use)
             if soonest <= until:
                 continue
-            cost = (-soonest, latest, start)
+            cost = (latest >= recent, -soonest, latest, start)
             if best is None or cost < best:
                 best = cost
         if best is None:
             return None
-        rows = Rows(best[2], best[2] + count)
+        rows = Rows(best[3], best[3] + count)
         self.residents = [
             each
             for each in self.residents
@@ -87,6 +93,8 @@ class _Stager:
         self.execs: list[Exec] = []
         self.versions: list[tuple[Version, Version]] = []
         self.next_use: dict[Version, deque[int]] = {}
+        # The first EXEC after which there is less than RECENT_CYCLES of work so far, and how much.
+        self._recent, self._since = 0, 0
         self._index_uses()
 
     def _index_uses(self) -> None:
@@ -125,6 +133,9 @@ class _Stager:
 
     def _load_ahead(self, number: int, position: int) -> None:
         """Loads what EXEC `number` lacks, and what later ones do as far as there is room."""
+        while self._since >= RECENT_CYCLES:
+            self._recent += 1
+            self._since -= self.execs[self._recent].cycles
         cycles = 0
         for ahead in range(number, min(number + AHEAD, len(self.execs))):
             if cycles > AHEAD_CYCLES:
@@ -134,7 +145,8 @@ class _Stager:
                     if ahead > number:
                         return
                     raise RuntimeError(f"no room for {version[0]}")
-            cycles += self.execs[ahead].cycles
+            if ahead > number:
+                cycles += self.execs[ahead].cycles
 
     def _load(self, version: Version, position: int, until: int) -> bool:
         """Makes a tile resident; False if it does not exist yet, or there is no room."""
@@ -144,7 +156,7 @@ class _Stager:
             return True
         if writer >= position:
             return False
-        rows = space.place(tile.entries, self.next_use, until)
+        rows = space.place(tile.entries, self.next_use, until, self._recent)
         if rows is None:
             return False
         space.add(_Resident(version, rows, -1))
@@ -177,6 +189,8 @@ class _Stager:
             resident.last_use = number
             self.next_use[version].popleft()
             places.append(resident.rows)
+        if number > 0:
+            self._since += item.cycles
         fields = item.fields | {
             "act_base": places[0].start * config.act_entry_bytes // config.act_unit + item.act_unit,
             "wgt_base": places[1].start * config.wgt_entry_bytes // config.wgt_unit + item.wgt_unit,

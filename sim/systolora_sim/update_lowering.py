@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from systolora.contract import COL_STEP, ROW_STEP, Limit, Mode, Opcode, Status
 from systolora_sim import numerics as nx
-from systolora_sim.memory_map import Area, Symbol
+from systolora_sim.memory_map import ALIGNMENT, Area, Symbol, View
 from systolora_sim.post_builder import MAX_ROWS, PostBuilder
 from systolora_sim.product_lowering import STEP
 
@@ -48,24 +48,49 @@ def _blocks(symbol: Symbol, cols: int, rows: int) -> Iterator[tuple[int, int, in
             yield row, min(rows, symbol.rows - row), col, min(cols, symbol.cols - col)
 
 
+def _parts(
+    master: Symbol, copy: Symbol, cols: int
+) -> Iterator[tuple[int, int, Area | View, Area | View]]:
+    """(rows, cols, from, to) of row operations that go through two tensors of one shape.
+
+    The few rows of an adapter are long. Where the two have strides of as many elements, each is a
+    list of lines, and a row operation takes the same columns of all lines, whatever rows they are
+    of; the ends of the rows are zero in both.
+    """
+    line = max(ALIGNMENT, cols)
+    width = master.stride // master.itemsize
+    if width != copy.stride // copy.itemsize or width % line:
+        for block in _blocks(master, cols, MAX_ROWS):
+            yield block[1], block[3], master.area(*block), copy.area(*block)
+        return
+
+    def view(symbol: Symbol, first: int, col: int) -> View:
+        start = symbol.address + (first * line + col) * symbol.itemsize
+        return View(symbol.area(), start, line * symbol.itemsize)
+
+    lines = master.rows * width // line
+    for col in range(0, line, cols):
+        for first in range(0, lines, MAX_ROWS):
+            count = min(MAX_ROWS, lines - first)
+            yield count, cols, view(master, first, col), view(copy, first, col)
+
+
 def lower_working_copy(builder: PostBuilder, master: Symbol, copy: Symbol) -> None:
     """Appends what `golden.working_copy` computes: one pass for the maximum, one to quantize.
 
     The Scale `<master>.scale` is given, `<copy>.scale` is stored.
     """
-    blocks = list(_blocks(master, builder.config.cols, MAX_ROWS))
+    parts = list(_parts(master, copy, builder.config.cols))
     builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
-    for block in blocks:
-        row, rows, col, cols = block
-        builder.rows(rows, cols, master.area(row, rows, col, cols), mode=Mode.RAW, amax=1)
+    for rows, cols, source, _ in parts:
+        builder.rows(rows, cols, source, mode=Mode.RAW, amax=1)
     builder.post(Opcode.COLLECT, dst=STEP)
     builder.ratio("#ratio", copy.bits, STEP)
     builder.div(f"{copy.name}.scale", f"{master.name}.scale", "#ratio")
     builder.store(f"{copy.name}.scale")
     ratio = builder.scale("#ratio")
     mode = Mode.INT8 if copy.itemsize == 1 else Mode.INT16
-    for row, rows, col, cols in blocks:
-        source, out = (each.area(row, rows, col, cols) for each in (master, copy))
+    for rows, cols, source, out in parts:
         builder.rows(rows, cols, source, out, mode=mode, src_a=ratio)
     builder.drop("#ratio")
 
