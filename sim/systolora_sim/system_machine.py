@@ -134,6 +134,9 @@ class RunResult:
 class SystemMachine:
     """A functional accelerator; buffers, accumulators and registers survive from run to run.
 
+    The lanes' maxima, the Core's status bits and what AMAX_SELECT found do not. `sticky` of a
+    result is the register STICKY, which nobody clears: the bits of all runs.
+
     Parameters
     ----------
     config : AcceleratorConfig
@@ -168,6 +171,8 @@ class SystemMachine:
         self._bank_bytes = config.wgt_bytes // config.segments
         self._counters = Counters()
         self._word_base = self._step = 0
+        #: The register STICKY: every bit that the Core's status bits had.
+        self._sticky: set[str] = set()
         self._index = 0
         self._proof = OrderProof(config, memory.base, memory.data.size) if strict else None
         self._defined = Defined(config)
@@ -186,10 +191,14 @@ class SystemMachine:
             fault, index = self._run_once(program_address, length)
             done += fault == Fault.NONE
         return RunResult(
-            fault, index, set(self.core.sticky), self._word_base, self._step, done, self._counters
+            fault, index, set(self._sticky), self._word_base, self._step, done, self._counters
         )
 
     def _run_once(self, address: int, length: int) -> tuple[Fault, int]:
+        # A run begins with a reset of the Core, whose memories keep what they hold
+        self.core.lanes[:] = 0
+        self.core.fallback = False
+        self.core.sticky.clear()
         if not 1 <= length <= PROGRAM_MAX:
             return Fault.END, 0
         if address % DESCRIPTOR_BYTES:
@@ -419,6 +428,7 @@ class SystemMachine:
             acc_in = self._wrapped(acc_in)
             self._counters.bytes_read += self._beat_bytes(read)
         outputs = self.core.execute_post(PostCommand(fields, acc_in))
+        self._sticky |= self.core.sticky
         if written is None:
             return
         if opcode == Opcode.SCALE_READ:

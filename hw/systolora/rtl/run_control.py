@@ -99,10 +99,9 @@ class RunControl(wiring.Component):
 
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
-            with m.State("IDLE"):
-                with m.If(self.start):
-                    m.d.sync += self.runs_left.eq(self.runs)
-                    m.next = "RESET"
+            with m.State("IDLE"), m.If(self.start):
+                m.d.sync += self.runs_left.eq(self.runs)
+                m.next = "RESET"
             with m.State("RESET"):
                 m.d.comb += self.engine_reset.eq(1)
                 m.d.sync += fault.eq(0)
