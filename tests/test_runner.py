@@ -7,11 +7,13 @@ import pytest
 from systolora.config import preset
 from systolora_sim import demo, machine_backend, runner
 from systolora_sim.bench.cases import random_layer
+from systolora_sim.compare import differences
 from systolora_sim.examples import sd15_layer
 from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import LayerFileError, write_layer
 from systolora_sim.rtl_backend import RtlOptions
 from systolora_sim.runner import BUILD_DIR, RunError, ensure_verilog, run_file
+from systolora_sim.training import run_steps
 
 TINY = preset("tiny")
 
@@ -137,35 +139,37 @@ def run_demo(layer_file) -> int:
 def test_demo(layer_file, capsys):
     assert run_demo(layer_file) == 0
     out = capsys.readouterr().out
-    assert f"4 x 4, 1 load segments, int8 and int16, 128 accumulator rows ({TINY.digest})" in out
-    manifest = ensure_verilog(TINY, BUILD_DIR, "core").manifest
+    assert f"4 x 4, 1 load segments, int8 and int16, 64-bit bus ({TINY.digest})" in out
+    manifest = ensure_verilog(TINY, BUILD_DIR).manifest
     assert f"{len(manifest['modules'])} modules, {manifest['verilog']['lines']} lines" in out
-    table = [line.split() for line in out.splitlines()]
-    names = ("H", "Y", "dH", "dB", "dA", "dX", "all")
-    products = [row for row in table if row and row[0] in names]
-    assert [row[0] for row in products] == list(names)
-    assert all(row[-1] == "yes" and row[-2].endswith("%") for row in products)
+    table = {line[:32].strip(): line[32:].strip() for line in out.splitlines()}
+    assert int(table["cycles, start to interrupt"]) > int(table["array busy"]) > 0
+    assert table["share of the MAC limit"].endswith("%")
+    assert "every bit as the golden model" in out
     # A second run finds everything as it was.
     assert run_demo(layer_file) == 0
     assert capsys.readouterr().out.count("is up to date") == 2
 
 
 def test_demo_tells_a_difference(layer_file, capsys, monkeypatch):
-    """One wrong element, one wrong scale: exit status 1, and the table says where."""
+    """One wrong element, one wrong scale: exit status 1, and messages say where."""
 
-    def wrong(layer):
-        result = run_layer(layer)
-        result.tensors["dA"][1, 2] += 1
-        result.scales["H"] = result.scales["H"]._replace(e=-99)
+    def wrong(state, steps):
+        result = run_steps(state, steps)
+        (layer,) = result.results.values()
+        layer.tensors["dA"][1, 2] += 1
+        layer.scales["H"] = layer.scales["H"]._replace(e=-99)
         return result
 
-    monkeypatch.setattr(demo, "run_layer", wrong)
+    monkeypatch.setattr(demo, "run_steps", wrong)
     assert run_demo(layer_file) == 1
     out, err = capsys.readouterr()
-    verdicts = {row.split()[0]: row.split()[-1] for row in out.splitlines() if row}
-    assert {name for name, verdict in verdicts.items() if verdict == "NO"} == {"H", "dA", "all"}
-    assert "dA: 1 elements differ, first at (1, 2)" in err
-    assert "H: scale" in err
+    assert "NOT as the golden model" in out
+    assert [line.split("[")[0] for line in err.splitlines() if "must be" in line] == [
+        "H.scale",
+        "dA",
+    ]
+    assert "dA[1, 2] = " in err and "last written in cycle" in err
 
 
 def test_demo_with_bad_input(tmp_path, capsys):
@@ -183,13 +187,13 @@ def test_differences():
         "amax": lambda r: r.amax.update(H=1),
     }.items():
         result = run_layer(layer)
-        assert demo.differences(result, golden) == {}
+        assert differences(result, golden) == {}
         change(result)
-        assert list(demo.differences(result, golden)) == [name]
+        assert list(differences(result, golden)) == [name]
 
 
 def test_the_shipped_layer_on_the_machine():
     """The demonstration's layer, as a program of the default configuration."""
     layer = sd15_layer()
     result = machine_backend.run_layer(layer, preset("default"))
-    assert demo.differences(result, run_layer(layer)) == {}
+    assert differences(result, run_layer(layer)) == {}

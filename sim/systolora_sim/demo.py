@@ -1,10 +1,11 @@
-"""The demonstration: a real LoRA layer through the generated Verilog, compared bit by bit.
+"""The demonstration: a training step of a real LoRA layer through the generated Verilog.
 
     python -m systolora_sim.demo --build-dir build --layer examples/sd15_attn2_to_k.safetensors
 
-Generates the Verilog of a configuration (`default`, or --preset), builds a simulator, drives the
-layer forward and backward through it, and compares every tensor, scale and status bit with the
-golden model. Ends with a short table; exit status 1 if anything differs, 2 on bad input.
+Generates the Verilog of a configuration (`default`, or --preset), builds a simulator, compiles a
+step of SGD (working copies, forward, backward, update) to a program, runs it from memory through
+that Verilog, and compares every tensor, scale and status bit with the golden model. Ends with a
+short table; exit status 1 if anything differs, 2 on bad input.
 """
 
 import argparse
@@ -12,121 +13,83 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from systolora.config import PRESETS, AcceleratorConfig
-from systolora_sim.compiler import CompileError, ProductRecord
 from systolora_sim.examples import SD15_FILE
-from systolora_sim.golden import run_layer
-from systolora_sim.layerfile import LayerFileError, LayerResult, load_layer
-from systolora_sim.runner import (
-    BUILD_DIR,
-    RunError,
-    Verilog,
-    ensure_verilog,
-    layer_on_rtl,
+from systolora_sim.layerfile import LayerFileError
+from systolora_sim.limits import CompileError
+from systolora_sim.lowering import compile_training
+from systolora_sim.products import step_macs
+from systolora_sim.rtl_backend import (
+    IMAGE_BASE,
+    RtlOptions,
+    mismatches,
+    run_on_rtl,
     simulator,
 )
+from systolora_sim.runner import BUILD_DIR, RunError, ensure_verilog
+from systolora_sim.statefile import Options, load_state
+from systolora_sim.training import run_steps
 
-__all__ = ["differences", "main"]
+__all__ = ["main"]
 
-#: Results that a product makes.
-_MAKES = {"Y": ("Y", "Y_acc")}
-
-
-def differences(result: LayerResult, golden: LayerResult) -> dict[str, str]:
-    """What is different, by tensor (or `sticky`, `amax`): empty where all bits are the same."""
-    found = {}
-    for name in golden.tensors.keys() | result.tensors.keys():
-        if name not in golden.tensors or name not in result.tensors:
-            found[name] = "is missing"
-            continue
-        have, want = result.tensors[name], golden.tensors[name]
-        if have.dtype != want.dtype or have.shape != want.shape:
-            found[name] = f"{have.dtype} {have.shape}, not {want.dtype} {want.shape}"
-        elif not np.array_equal(have, want):
-            where = tuple(int(i) for i in np.argwhere(have != want)[0])
-            count = int((have != want).sum())
-            found[name] = (
-                f"{count} elements differ, first at {where}: {have[where]}, not {want[where]}"
-            )
-        elif result.scales.get(name) != golden.scales.get(name):
-            found[name] = f"scale {result.scales.get(name)}, not {golden.scales.get(name)}"
-    for name in ("amax", "sticky"):
-        if getattr(result, name) != getattr(golden, name):
-            found[name] = f"{getattr(result, name)}, not {getattr(golden, name)}"
-    return found
+OPTIONS = Options(optimizer="sgd", lr=1e-3)
 
 
-def _table(
-    config: AcceleratorConfig,
-    verilog: Verilog,
-    records: list[ProductRecord],
-    wrong: dict[str, str],
-    seconds: dict[str, float],
-) -> str:
+def _table(config: AcceleratorConfig, verilog: Any, run: Any, macs: int, length: int) -> str:
     """The short table."""
     manifest = verilog.manifest
     width = "int8 and int16" if config.int16 else "int8"
-    spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    lines = [
-        f"configuration   {config.rows} x {config.cols}, {config.segments} load segments, {width}, "
-        f"{config.acc_depth} accumulator rows ({config.digest})",
-        f"Verilog         {verilog.file}: {len(manifest['modules'])} modules, "
-        f"{manifest['verilog']['lines']} lines, {manifest['multipliers']} multipliers",
-        f"seconds         {spent}",
-        "",
-        f"{'product':<8} {'M x K x N':<15} {'dataflow, edge':<15} {'cycles':>8} "
-        f"{'of MAC limit':>13}  bit-exact",
+    counters = run.counters
+    limit = macs / (config.rows * config.cols)
+    rows = [
+        ("cycles, start to interrupt", f"{run.cycles}"),
+        ("share of the MAC limit", f"{limit / run.cycles:.1%}"),
+        ("array busy", f"{counters['ARRAY_BUSY']}"),
+        ("waiting for loads", f"{counters['STALL_LOAD']}"),
+        ("waiting for the post-processor", f"{counters['STALL_POST']}"),
+        ("waiting for stores", f"{counters['STALL_STORE']}"),
+        ("bytes read, written", f"{counters['BYTES_READ']}, {counters['BYTES_WRITTEN']}"),
     ]
-    for record in records:
-        made = _MAKES.get(record.name, (record.name,))
-        share = record.share(config.rows * config.cols)
-        lines.append(
-            f"{record.name:<8} {f'{record.m} x {record.k} x {record.n}':<15} "
-            f"{f'{record.dataflow}, {record.edge}':<15} {record.cycles:>8} "
-            f"{'' if share is None else f'{share:.1%}':>13}  "
-            f"{'NO' if any(name in wrong for name in made) else 'yes'}"
+    return "\n".join(
+        (
+            f"configuration   {config.rows} x {config.cols}, {config.segments} load segments, "
+            f"{width}, {config.bus_bits}-bit bus ({config.digest})",
+            f"Verilog         {verilog.file}: {len(manifest['modules'])} modules, "
+            f"{manifest['verilog']['lines']} lines, {manifest['multipliers']} multipliers",
+            f"program         {length} descriptors of 64 bytes",
+            "",
+            *(f"{name:<32}{value:>20}" for name, value in rows),
         )
-    cycles = sum(record.cycles or 0 for record in records)
-    macs = sum(record.macs for record in records)
-    share = f"{macs / (config.rows * config.cols) / cycles:.1%}" if cycles else ""
-    lines.append(
-        f"{'all':<8} {'':<15} {'':<15} {cycles:>8} {share:>13}  {'NO' if wrong else 'yes'}"
     )
-    return "\n".join(lines)
 
 
 def _run(
     config: AcceleratorConfig, layer_path: Path, build_dir: Path, stall_seed: int | None
 ) -> int:
-    layer = load_layer(layer_path)
-    seconds: dict[str, float] = {}
+    state = load_state(layer_path, OPTIONS)
+    program = compile_training(state, config, base=IMAGE_BASE)
 
     started = time.monotonic()
-    verilog = ensure_verilog(config, build_dir, "core")
-    seconds["generate"] = time.monotonic() - started
-    how = "is up to date" if verilog.reused else f"generated in {seconds['generate']:.1f} s"
+    verilog = ensure_verilog(config, build_dir)
+    seconds = time.monotonic() - started
+    how = "is up to date" if verilog.reused else f"generated in {seconds:.1f} s"
     print(f"{verilog.file}: {how}", flush=True)
 
-    started = time.monotonic()
-    built = simulator(verilog.file, config, build_dir)
-    seconds["build"] = time.monotonic() - started
+    built = simulator(config, build_dir, None)
     how = f"built in {built.seconds:.1f} s" if built.seconds else "is up to date"
     print(f"{built.directory}: {built.name} simulator {how}", flush=True)
 
     started = time.monotonic()
-    result, records = layer_on_rtl(layer, config, verilog.file, build_dir, stall_seed=stall_seed)
-    seconds["simulate"] = time.monotonic() - started
-    started = time.monotonic()
-    golden = run_layer(layer)
-    seconds["golden"] = time.monotonic() - started
-    wrong = differences(result, golden)
-    print(f"\n{layer_path.name}, forward and backward, Verilog against the golden model\n")
-    print(_table(config, verilog, records, wrong, seconds))
-    for name, text in sorted(wrong.items()):
-        print(f"{name}: {text}", file=sys.stderr)
+    run = run_on_rtl(program, 1, RtlOptions(stall_seed=stall_seed), build_dir)
+    seconds = time.monotonic() - started
+    wrong = mismatches(program, run, 1, run_steps(state, 1))
+    print(f"\n{layer_path.name}: one step of SGD from memory, in {seconds:.1f} s\n")
+    print(_table(config, verilog, run, step_macs(state), program.length))
+    print(f"\n{'every bit as the golden model' if not wrong else 'NOT as the golden model'}")
+    for message in wrong:
+        print(message, file=sys.stderr)
     return int(bool(wrong))
 
 
@@ -138,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layer", type=Path, default=Path("examples") / SD15_FILE)
     parser.add_argument("--build-dir", type=Path, default=BUILD_DIR)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="default")
-    parser.add_argument("--stall-seed", type=int, help="random stalls on every stream")
+    parser.add_argument("--stall-seed", type=int, help="random stalls on every channel of the bus")
     args = parser.parse_args(argv)
     try:
         return _run(PRESETS[args.preset], args.layer, args.build_dir, args.stall_seed)

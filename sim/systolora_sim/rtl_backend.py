@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from systolora_sim.bench.build import Simulator
     from systolora_sim.bench.system import SystemResult
 
-__all__ = ["IMAGE_BASE", "RtlOptions", "check_results", "ideal_cycles", "run_on_rtl"]
+__all__ = ["IMAGE_BASE", "RtlOptions", "check_results", "ideal_cycles", "mismatches"]
+__all__ += ["run_on_rtl", "simulator"]
 
 #: Where images lie: beyond what 32 bits address.
 IMAGE_BASE = 1 << 32
@@ -145,33 +146,42 @@ def run_on_rtl(
 # Comparison with the golden model -----------------------------------------------------------------
 
 
+def mismatches(
+    program: StepProgram,
+    result: "SystemResult",
+    steps: int,
+    expected: TrainingResult | LayerResult,
+) -> list[str]:
+    """What runs left in memory against the golden results, all of it: a sentence per tensor.
+
+    Each names the first element that differs, what it must be, where it lies and in which cycle it
+    was written last.
+    """
+    got = read_back(program, result.image, steps)
+    wrong: list[str] = []
+    for name, one, other in _pairs(program, got, expected):
+        if one.shape != other.shape:
+            wrong.append(f"{name}: shape {one.shape}: must be {other.shape}")
+            continue
+        differs = np.argwhere(one != other)
+        if len(differs):
+            index = tuple(int(i) for i in differs[0])
+            message = _describe(program, result, name, index, one[index], other[index])
+            more = f"; {len(differs)} elements differ" if len(differs) > 1 else ""
+            wrong.append(message + more)
+    return wrong
+
+
 def check_results(
     program: StepProgram,
     result: "SystemResult",
     steps: int,
     expected: TrainingResult | LayerResult,
 ) -> None:
-    """Compares what runs left in memory with the golden results, all of it.
-
-    Raises
-    ------
-    RunError
-        Naming the first element that differs, what it must be, where it lies and in which cycle it
-        was written last.
-    """
-    got = read_back(program, result.image, steps)
-    wrong: list[str] = []
-    elements = 0
-    for name, one, other in _pairs(program, got, expected):
-        if one.shape != other.shape:
-            raise RunError(f"{name}: shape {one.shape}: must be {other.shape}")
-        differs = np.argwhere(one != other)
-        if len(differs):
-            elements += len(differs)
-            index = tuple(int(i) for i in differs[0])
-            wrong.append(_describe(program, result, name, index, one[index], other[index]))
+    """Raises RunError with the first of `mismatches`, if there are any."""
+    wrong = mismatches(program, result, steps, expected)
     if wrong:
-        more = f"; {elements} elements of {len(wrong)} tensors differ" if elements > 1 else ""
+        more = f"; {len(wrong)} tensors differ" if len(wrong) > 1 else ""
         raise RunError(f"not as the golden model: {wrong[0]}{more}")
 
 

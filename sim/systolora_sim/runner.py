@@ -19,24 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from systolora.config import PRESETS, AcceleratorConfig
-from systolora_sim.compiler import (
-    CompileError,
-    ProductRecord,
-    act_beats,
-    check_layer,
-    product_records,
-)
 from systolora_sim.golden import run_layer
 from systolora_sim.layerfile import Layer, LayerResult, load_layer, write_result
+from systolora_sim.limits import CompileError
 from systolora_sim.product import Product, run_product_golden
 from systolora_sim.productfile import is_product, load_product
+from systolora_sim.products import ProductRecord, bare_record, product_records
 
 if TYPE_CHECKING:
-    from systolora_sim.bench.build import Simulator
     from systolora_sim.rtl_backend import RtlOptions
 
-__all__ = ["BACKENDS", "RunError", "Verilog", "ensure_verilog", "layer_on_rtl", "run_file"]
-__all__ += ["bar", "bench_errors", "check_output", "simulator", "write_json"]
+__all__ = ["BACKENDS", "RunError", "Verilog", "ensure_verilog", "run_file"]
+__all__ += ["bar", "bench_errors", "check_output", "write_json"]
 
 BACKENDS = ("golden", "machine", "rtl")
 #: Where Verilog and simulators are kept unless the caller says otherwise.
@@ -197,39 +191,6 @@ def bench_errors() -> Iterator[None]:
         raise RunError(str(error)) from None
 
 
-def simulator(verilog: Path, config: AcceleratorConfig, build_dir: Path) -> "Simulator":
-    """The simulator of generated Verilog, kept in `build_dir/sim`; raises RunError."""
-    with bench_errors():
-        from systolora_sim.bench.build import build_simulator
-
-        return build_simulator(verilog, config, build_dir / "sim")
-
-
-def layer_on_rtl(
-    layer: Layer,
-    config: AcceleratorConfig,
-    verilog: Path,
-    build_dir: Path,
-    *,
-    stall_seed: int | None = None,
-    progress: bool = True,
-) -> tuple[LayerResult, list[ProductRecord]]:
-    """A layer through generated Verilog; simulators are kept in `build_dir/sim`.
-
-    Raises
-    ------
-    RunError
-        If the simulator cannot be built, or the simulation fails.
-    CompileError
-        If the configuration cannot compute the layer.
-    """
-    from systolora_sim.bench.run import run_rtl
-
-    check_layer(layer, config)
-    with bench_errors(), bar(act_beats(layer, config), progress) as update:
-        return run_rtl(layer, config, verilog, stall_seed, update, cache=build_dir / "sim")
-
-
 def run_file(
     layer_path: str | Path,
     out_path: str | Path,
@@ -283,7 +244,7 @@ def run_file(
             result, counters = _on_system(job, config, rtl, build_dir, progress)
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
-    records = [_product_record(job)] if isinstance(job, Product) else product_records(job)
+    records = [bare_record(job)] if isinstance(job, Product) else product_records(job)
     write_result(out_path, result)
     if json_path is not None:
         kind = "product" if isinstance(job, Product) else "layer"
@@ -291,38 +252,6 @@ def run_file(
         if counters:
             report |= {"cycles": counters["CYCLES"], "counters": counters}
         write_json(json_path, report)
-
-
-def _record(product: Product) -> ProductRecord:
-    """A bare product as one of a layer's."""
-    passes = product.bits_of("a") // 8 * (product.bits_of("b") // 8)
-    return ProductRecord(
-        name="c",
-        formula={"nt": "a.b^T", "nn": "a.b", "tn": "a^T.b"}[product.kind],
-        m=product.m,
-        k=product.k,
-        n=product.n,
-        dataflow="OS" if product.kind == "tn" else "WS",
-        edge={"nt": "left", "nn": "top", "tn": ""}[product.kind],
-        passes=passes,
-        macs=product.m * product.k * product.n * passes,
-    )
-
-
-def _product_record(product: Product) -> ProductRecord:
-    """What a bare product is, its cycles unknown."""
-    passes = product.bits_of("a") // 8 * (product.bits_of("b") // 8)
-    return ProductRecord(
-        name="c",
-        formula={"nt": "a.b^T", "nn": "a.b", "tn": "a^T.b"}[product.kind],
-        m=product.m,
-        k=product.k,
-        n=product.n,
-        dataflow="OS" if product.kind == "tn" else "WS",
-        edge={"nt": "left", "nn": "top", "tn": ""}[product.kind],
-        passes=passes,
-        macs=product.m * product.k * product.n * passes,
-    )
 
 
 def _on_machine(job: Layer | Product, config: AcceleratorConfig) -> LayerResult:

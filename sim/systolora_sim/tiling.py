@@ -13,11 +13,11 @@ from typing import NamedTuple
 from systolora.config import AcceleratorConfig
 from systolora.contract import Buffer, Edge, Layout
 from systolora_sim.memory_map import Symbol
-from systolora_sim.operands import ceil_div
 from systolora_sim.work import Tile, tile
 
 __all__ = [
-    "Block", "Deep", "Place", "Plan", "Stationary", "Streamed", "plan_blocks", "segments",
+    "Block", "Deep", "Place", "Plan", "Stationary", "Streamed", "ceil_div", "plan_blocks",
+    "segments",
 ]  # fmt: skip
 
 
@@ -25,6 +25,11 @@ __all__ = [
 MAX_STRIDE = (1 << 16) - 1
 #: Deepest reduction of one EXEC: an output-stationary pass of two low planes (numerics section 8).
 MAX_DEPTH = 1 << 15
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 class Block(NamedTuple):

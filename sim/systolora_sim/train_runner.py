@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from systolora.config import AcceleratorConfig
 from systolora_sim import runner
 from systolora_sim.calibrate import to_float
-from systolora_sim.compiler import CompileError, check_layer
 from systolora_sim.layer import LayerError
+from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
 from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
 from systolora_sim.training import (

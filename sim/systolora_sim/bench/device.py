@@ -5,7 +5,7 @@ before (see `wrapper`) and sets what may move at the next.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,6 @@ __all__ = ["RtlDevice", "StreamError"]
 
 #: Cycles in which nothing moves before the bench gives up: longer than the longest drain.
 WATCHDOG = 20_000
-#: Cycles between reports of progress.
-REPORT = 2_000
 #: Idle cycles at the end in which nothing more may leave.
 QUIET = 64
 #: Cycles after which a stalling stream chooses another probability.
@@ -69,7 +67,6 @@ class RtlDevice(CoreDevice):
     dut : handle of the wrapper
     config : AcceleratorConfig of the Verilog
     stall_seed : seed of random stalls on every stream, None for none
-    progress : called now and then with the `act` beats consumed since the reset
     """
 
     def __init__(
@@ -77,11 +74,9 @@ class RtlDevice(CoreDevice):
         dut: Any,
         config: AcceleratorConfig,
         stall_seed: int | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(config)
         self.dut = dut
-        self.progress = progress
         streams = len(INPUTS) + len(OUTPUTS)
         self.stalls = None if stall_seed is None else _Stalls(stall_seed, streams)
         self.act_beats = 0
@@ -207,8 +202,6 @@ class RtlDevice(CoreDevice):
                 and all(len(g) == e for g, e in zip(got, expected, strict=True))
             ):
                 break
-            if self.progress is not None and cycles % REPORT == 0:
-                self.progress(self.act_beats)
         valid_handle.value = 0
         ready_handle.value = 0
         return got, cycles, status
@@ -237,8 +230,6 @@ class RtlDevice(CoreDevice):
             if moved:
                 name = OUTPUTS[(moved >> len(INPUTS)).bit_length() - 1]
                 raise StreamError(f"{name}: a beat left after everything was done")
-        if self.progress is not None:
-            self.progress(self.act_beats)
 
 
 def check_widths(dut: Any, config: AcceleratorConfig) -> None:
