@@ -270,7 +270,8 @@ def render(figures: dict[str, Any]) -> str:
     lines += [
         "",
         "Where the cycles go, in the same order. Limit: MACs / (R * C). Padding: beats of tiles "
-        "that are not full (columns, rows, reductions beyond the tensor). Waits: the next EXEC has no LOAD's token; the next tile has no post "
+        "that are not full (columns, rows, reductions beyond the tensor). Waits: the next EXEC has "
+        "no LOAD's token; the next tile has no post "
         "token or its bank is in use. Other: filling and draining the array (an output-stationary "
         "tile of depth r < R takes R cycles), post-processing and update while no tile is queued.",
         "",

@@ -207,7 +207,7 @@ class OperandBuffer(wiring.Component):
             m.d.comb += wp.en.eq(enable)
         return rp.data
 
-    def _line(self, m: Module, bank: int, word: Signal, offset: Signal, plane) -> data.View:
+    def _line(self, m: Module, bank: int, word: Signal, offset: Signal, plane):
         """The line at a unit of an entry: bytes, or a plane of int16."""
         size = self._line_bytes * (2 if self._planes else 1)
         window = Signal(data.ArrayLayout(8, size), name=f"window_{bank}")

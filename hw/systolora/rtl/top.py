@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -154,8 +154,9 @@ class Top(wiring.Component):
             csr.busy.eq(control.busy),
             csr.finished.eq(control.finished),
             csr.fault.eq(control.fault),
-            # Between runs a bit stays as software left it
-            csr.sticky.eq(Mux(control.busy, engine.sticky, 0)),
+            # Between runs a bit stays as software left it; what the engine still holds of the
+            # run before goes with its reset
+            csr.sticky.eq(Mux(control.busy & ~control.engine_reset, engine.sticky, 0)),
             self.irq.eq(csr.irq),
         ]
         for number, fault in enumerate(engine.memory_fault):
@@ -176,7 +177,7 @@ class Top(wiring.Component):
         with m.If(read):
             m.d.comb += csr.events.read_bytes.eq(config.bus_bytes)
         with m.If(wrote):
-            m.d.comb += csr.events.write_bytes.eq(sum(Cat(strobes)))
+            m.d.comb += csr.events.write_bytes.eq(sum(strobes[lane] for lane in range(config.bus_bytes)))
         return m
 
     def _channels(self, m: Module, one, other, signature, *, inner: bool = True) -> None:
