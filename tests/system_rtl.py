@@ -4,6 +4,7 @@ import fcntl
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,26 @@ from numpy.typing import NDArray
 from random_programs import BASE, RandomProgram, random_program
 from simulated import CACHE, CONFIGS
 from systolora.config import AcceleratorConfig
-from systolora.contract import DESCRIPTOR_BYTES, Fault
+from systolora.contract import DESCRIPTOR_BYTES, STICKY, Fault
 from systolora_sim.bench.build import Simulator
-from systolora_sim.bench.script import MemoryModel
-from systolora_sim.bench.system import SystemJob, SystemResult, run_system
+from systolora_sim.bench.script import (
+    Command,
+    MemoryModel,
+    ScriptResult,
+    Way,
+    load,
+    read,
+    run_script,
+    wait_irq,
+    write,
+)
+from systolora_sim.bench.system import SystemJob, SystemResult, run_system, start_commands
 from systolora_sim.bench.system_build import build_system
 from systolora_sim.runner import BUILD_DIR, ensure_verilog
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
 
-__all__ = ["Case", "compare", "machine_run", "rtl_run", "system_simulator"]
+__all__ = ["Case", "End", "Script", "compare", "compare_end", "machine_run", "rtl_run"]
+__all__ += ["system_simulator"]
 
 #: Cycles that a random program takes at most, by far.
 MOST_CYCLES = 400_000
@@ -147,3 +159,131 @@ def compare(case: Case, result: SystemResult) -> RunResult:
     if expected.fault == Fault.NONE:
         assert result.counters["BYTES_READ"] == counters.bytes_read
     return expected
+
+
+@dataclass(frozen=True)
+class End:
+    """What the registers say after a run of a script, and the memory then (None: not dumped).
+
+    idle : whether no burst was under way when the interrupt came; cycle : when that was
+    """
+
+    fault: Fault
+    index: int
+    sticky: frozenset[str]
+    word_base: int
+    step: int
+    runs_left: int
+    macs: int
+    descriptors: int
+    idle: bool
+    cycle: int
+    image: NDArray[np.uint8] | None = field(repr=False)
+
+
+#: What is read after a run; the counters' lower halves are enough.
+_AFTER = (
+    "ERROR", "ERROR_INDEX", "STICKY", "WORD_BASE", "STEP", "RUNS_LEFT", "MACS_LO", "DESCRIPTORS_LO",
+)  # fmt: skip
+
+
+class Script:
+    """One simulation, a single process, with several runs and whatever else happens.
+
+    Parameters
+    ----------
+    directory : for memory images
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._commands: list[Command] = []
+        self._events = 0
+        self._ends: list[tuple[int, Path | None]] = []
+
+    def add(self, *commands: Command) -> int:
+        """Appends commands; returns the number of the first one's event."""
+        self._commands += commands
+        self._events += len(commands)
+        return self._events - len(commands)
+
+    def start(self, case: Case, *, put: bool = True) -> int:
+        """Starts a case, with its memory by default; returns the event of the start."""
+        if put:
+            self.add(load(case.base, case.image.tobytes()))
+        self.add(write("STICKY", (1 << len(STICKY)) - 1), *start_commands(case.job()))
+        return self._events - 1
+
+    def finish(self, cycles: int = MOST_CYCLES, *, dump: bool = True) -> int:
+        """Waits for the interrupt, so many cycles at most; returns the run's number."""
+        at = self.add(wait_irq(cycles), *(read(name) for name in _AFTER))
+        file = self._directory / f"after{len(self._ends)}.bin" if dump else None
+        if file is not None:
+            self._commands.append(Command(f"dump {file}"))  # has no event
+        self._ends.append((at, file))
+        return len(self._ends) - 1
+
+    def run(self, case: Case, cycles: int = MOST_CYCLES) -> int:
+        """A whole run; returns its number."""
+        self.start(case)
+        return self.finish(cycles)
+
+    def execute(
+        self,
+        simulator: Simulator,
+        case: Case,
+        memory: MemoryModel | None = None,
+        windows: Sequence[tuple[Way, int, int]] | None = None,
+        watchdog: int = 200_000,
+    ) -> tuple[list[End], ScriptResult]:
+        """Runs it all, on the memory of `case` and, by default, in its windows.
+
+        Raises
+        ------
+        BenchError
+            If a rule of AXI or a window was broken, or a run did not end.
+        """
+        if windows is None:
+            windows = [("read", *case.read_window), ("write", *case.write_window)]
+        result = run_script(
+            simulator,
+            case.image,
+            case.base,
+            self._commands,
+            memory=memory,
+            windows=windows,
+            watchdog=watchdog,
+        ).require()
+        ends = []
+        for at, file in self._ends:
+            values = {name: result.events[at + 1 + n]["value"] for n, name in enumerate(_AFTER)}
+            ends.append(
+                End(
+                    Fault(values["ERROR"]),
+                    values["ERROR_INDEX"],
+                    frozenset(n for bit, n in enumerate(STICKY) if values["STICKY"] >> bit & 1),
+                    values["WORD_BASE"],
+                    values["STEP"],
+                    values["RUNS_LEFT"],
+                    values["MACS_LO"],
+                    values["DESCRIPTORS_LO"],
+                    bool(result.events[at]["idle"]),
+                    result.events[at]["cycle"],
+                    None if file is None else np.fromfile(file, np.uint8),
+                )
+            )
+        return ends, result
+
+
+def compare_end(case: Case, end: End) -> None:
+    """Asserts that a run of a script ended as the functional machine's."""
+    expected, image = machine_run(case)
+    assert (end.fault, end.index) == (expected.fault, expected.index)
+    assert end.idle
+    if end.image is not None:
+        wrong = np.flatnonzero(end.image != image)
+        assert wrong.size == 0, f"{wrong.size} bytes differ, from {case.base + wrong[0]:#x}"
+    assert set(end.sticky) == expected.sticky
+    assert (end.word_base, end.step) == (expected.word_base, expected.step), end
+    counted = expected.counters.macs, expected.counters.descriptors
+    assert (end.macs, end.descriptors) == counted
