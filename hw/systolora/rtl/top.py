@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -177,7 +177,10 @@ class Top(wiring.Component):
         with m.If(read):
             m.d.comb += csr.events.read_bytes.eq(config.bus_bytes)
         with m.If(wrote):
-            m.d.comb += csr.events.write_bytes.eq(sum(strobes[lane] for lane in range(config.bus_bytes)))
+            written: Value = Const(0, 1)
+            for lane in range(config.bus_bytes):
+                written = written + strobes[lane]
+            m.d.comb += csr.events.write_bytes.eq(written)
         return m
 
     def _channels(self, m: Module, one, other, signature, *, inner: bool = True) -> None:
