@@ -34,6 +34,7 @@ class RunControl(wiring.Component):
     start, abort, settings, runs, runs_left, busy, finished, fault : see Csr
     engine_reset : resets everything but the memory engines
     engine_busy, engine_ended, engine_fault, received : of the Engine
+    engine_takes : the engine waits for the program's next beat
     memory_fault : its failed requests
     fetch_request, fetch_response : of the MemoryReader for programs
     fetch_busy, memory_busy : of that one, and of the others
@@ -58,6 +59,7 @@ class RunControl(wiring.Component):
                 "fault": Out(FaultLayout),
                 "engine_reset": Out(1),
                 "engine_busy": In(1),
+                "engine_takes": In(1),
                 "engine_ended": In(1),
                 "engine_fault": In(FaultLayout),
                 "received": In(FaultLayout["index"].shape),
@@ -79,7 +81,6 @@ class RunControl(wiring.Component):
             region.address.eq(self.settings.program_address),
             region.rows.eq(1),
             region.row_bytes.eq(length << ALIGN_BITS),
-            self.fetch_response.ready.eq(1),
         ]
         assert length.shape().width + ALIGN_BITS <= ROW_BYTES_BITS
 
@@ -159,6 +160,9 @@ class RunControl(wiring.Component):
 
         code = self.fetch_response.payload
         aborting = self.fetch_abort | self.soft_abort
+        # An error behind END, or behind another fault, is none: it counts when the engine wants
+        # what is missing
+        m.d.comb += self.fetch_response.ready.eq(self.engine_takes | aborting)
         aborted = Signal()  # kept until the run is where it can end
         with m.If(~self.busy):
             m.d.sync += aborted.eq(0)
@@ -167,7 +171,9 @@ class RunControl(wiring.Component):
         with m.If(aborted):
             m.d.comb += [failed.eq(1), failure.code.eq(Fault.ABORTED)]
             m.d.comb += failure.index.eq(self.received)
-        with m.If(self.fetch_response.valid & (code != MemoryCode.OK) & ~aborting):
+        with m.If(
+            self.fetch_response.valid & (code != MemoryCode.OK) & self.engine_takes & ~aborting
+        ):
             m.d.comb += failed.eq(1)
             with m.Switch(code):
                 with m.Case(MemoryCode.OUTSIDE):

@@ -145,6 +145,7 @@ class Top(wiring.Component):
             control.settings.eq(settings),
             control.runs.eq(csr.runs),
             control.engine_busy.eq(engine.busy),
+            control.engine_takes.eq(engine.program.ready),
             control.engine_ended.eq(engine.ended),
             control.engine_fault.eq(engine.fault),
             control.received.eq(engine.received),
