@@ -35,7 +35,7 @@ from systolora_sim.layer import Layer
 from systolora_sim.layer_memory import add_layer, add_product, add_training
 from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.memory_map import MemoryMap
-from systolora_sim.post_builder import PostBuilder
+from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
 from systolora_sim.staging import stage
@@ -223,10 +223,7 @@ def _structure(layer: Layer, name: str, phase: str) -> LayerStructure:
 
 def _encoded(ops: list[Op]) -> NDArray[np.uint8]:
     if len(ops) > PROGRAM_MAX:
-        raise CompileError(
-            f"the program has {len(ops)} descriptors: must be at most {PROGRAM_MAX}; larger "
-            "buffers need fewer"
-        )
+        raise too_long(len(ops))
     data = b"".join(encode(op.kind, op.fields) for op in ops)
     return np.frombuffer(data, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
 

@@ -8,14 +8,15 @@ idle the longest makes room; only names with `#` stay until they are dropped.
 from collections import deque
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import SCALE_REGISTERS, Mode, Opcode, Source
+from systolora.contract import PROGRAM_MAX, SCALE_REGISTERS, Mode, Opcode, Source
 from systolora_sim import numerics as nx
+from systolora_sim.limits import CompileError
 from systolora_sim.memory_map import Area, Symbol, View
 from systolora_sim.numerics import Scale
 from systolora_sim.program import scale_imm
 from systolora_sim.work import Control, Exec, Item, Post, Rows
 
-__all__ = ["MAX_ROWS", "PostBuilder"]
+__all__ = ["MAX_ROWS", "PostBuilder", "too_long"]
 
 #: Longest row operation of a descriptor.
 MAX_ROWS = (1 << 16) - 1
@@ -25,6 +26,14 @@ LATENCY = 24
 BACKGROUND_BURST = 6
 
 _WIDTHS = {1: 0, 2: 1, 4: 2, 8: 3}
+
+
+def too_long(least: int) -> CompileError:
+    """The refusal of a program of that many descriptors, or more."""
+    return CompileError(
+        f"the program has {least} descriptors or more: must be at most {PROGRAM_MAX}; larger "
+        "buffers or a larger array need fewer"
+    )
 
 
 class PostBuilder:
@@ -49,22 +58,27 @@ class PostBuilder:
 
     # Items --------------------------------------------------------------------------------------
 
+    def _add(self, item: Item) -> None:
+        if len(self.items) >= PROGRAM_MAX:
+            raise too_long(len(self.items) + 1)
+        self.items.append(item)
+
     def exec(self, item: Exec) -> None:
         """Appends an EXEC, behind row operations that were put off if it needs their results."""
         needed = (item.act.area.symbol.address, item.wgt.area.symbol.address)
         if not self._writes.isdisjoint(needed):
             self.flush()
-        self.items.append(item)
+        self._add(item)
 
     def control(self, item: Control) -> None:
         """Appends a CONTROL."""
-        self.items.append(item)
+        self._add(item)
 
     def post(
         self, opcode: Opcode, reads: Area | None = None, writes: Area | None = None, **fields: int
     ) -> None:
         """Appends a POST that is no row operation; an Area is one row in memory."""
-        self.items.append(self._item({"opcode": opcode, **fields}, (), reads, writes))
+        self._add(self._item({"opcode": opcode, **fields}, (), reads, writes))
 
     def _item(
         self,
@@ -122,7 +136,7 @@ class PostBuilder:
         source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
         its values go.
         """
-        self.items.append(self._rows(rows, cols, source, out, fields))
+        self._add(self._rows(rows, cols, source, out, fields))
 
     # Background ---------------------------------------------------------------------------------
 
@@ -153,7 +167,7 @@ class PostBuilder:
 
     def _next(self) -> None:
         item, drop = self._background.popleft()
-        self.items.append(item)
+        self._add(item)
         if drop:
             self.drop(drop)
         if not self._background:

@@ -5,6 +5,7 @@ Tiles are loaded ahead of the EXECs that need them, as far ahead as the array ha
 that takes; no tile is replaced that an EXEC until then still reads.
 """
 
+import bisect
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class _Space:
 
     def __init__(self, entries: int) -> None:
         self.entries = entries
-        self.residents: list[_Resident] = []  # by place
+        self._residents: list[_Resident] = []  # by place
+        self._by_version: dict[Version, _Resident] = {}
 
     def place(
         self, count: int, next_use: "dict[Version, deque[int]]", until: int, recent: int
@@ -50,15 +52,21 @@ class _Space:
         what is used again last, then what was read the longest ago.
         """
         best: tuple[bool, float, int, int] | None = None
-        for start in [0] + [each.rows.end for each in self.residents]:
-            if start + count > self.entries:
-                continue
+        residents = self._residents
+        starts = [0] + [each.rows.end for each in residents]
+        for index, start in enumerate(starts):
+            end = start + count
+            if end > self.entries:
+                break
             soonest, latest = float("inf"), -1
-            for each in self.residents:
-                if each.rows.start < start + count and each.rows.end > start:
-                    uses = next_use[each.version]
-                    soonest = min(soonest, uses[0] if uses else float("inf"))
-                    latest = max(latest, each.last_use)
+            for other in range(index, len(residents)):
+                each = residents[other]
+                if each.rows.start >= end:
+                    break
+                uses = next_use[each.version]
+                if uses and uses[0] < soonest:
+                    soonest = uses[0]
+                latest = max(latest, each.last_use)
             if soonest <= until:
                 continue
             cost = (latest >= recent, -soonest, latest, start)
@@ -67,19 +75,21 @@ class _Space:
         if best is None:
             return None
         rows = Rows(best[3], best[3] + count)
-        self.residents = [
-            each
-            for each in self.residents
-            if each.rows.end <= rows.start or each.rows.start >= rows.end
-        ]
+        kept = []
+        for each in residents:
+            if each.rows.end <= rows.start or each.rows.start >= rows.end:
+                kept.append(each)
+            else:
+                del self._by_version[each.version]
+        self._residents = kept
         return rows
 
     def add(self, resident: _Resident) -> None:
-        self.residents.append(resident)
-        self.residents.sort(key=lambda each: each.rows.start)
+        bisect.insort(self._residents, resident, key=lambda each: each.rows.start)
+        self._by_version[resident.version] = resident
 
     def find(self, version: Version) -> _Resident | None:
-        return next((each for each in self.residents if each.version == version), None)
+        return self._by_version.get(version)
 
 
 class _Stager:
@@ -191,11 +201,10 @@ class _Stager:
             places.append(resident.rows)
         if number > 0:
             self._since += item.cycles
-        fields = item.fields | {
-            "act_base": places[0].start * config.act_entry_bytes // config.act_unit + item.act_unit,
-            "wgt_base": places[1].start * config.wgt_entry_bytes // config.wgt_unit + item.wgt_unit,
-        }
-        self.ops.append(Op(Kind.EXEC, fields, act=places[0], wgt=places[1], acc=(item.acc,)))
+        act = places[0].start * config.act_entry_bytes // config.act_unit + item.act_unit
+        wgt = places[1].start * config.wgt_entry_bytes // config.wgt_unit + item.wgt_unit
+        item.fields |= {"act_base": act, "wgt_base": wgt}
+        self.ops.append(Op(Kind.EXEC, item.fields, act=places[0], wgt=places[1], acc=(item.acc,)))
 
 
 def stage(config: AcceleratorConfig, items: Sequence[Item]) -> list[Op]:

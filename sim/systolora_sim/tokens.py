@@ -9,6 +9,7 @@ the one at hand. Since what a queue knows of another only grows, the n-th wait o
 its n-th signal.
 """
 
+from collections import deque
 from enum import IntEnum
 
 import numpy as np
@@ -175,36 +176,31 @@ class _Placer:
                 self.post(index, op)
 
 
-def _can_wait(op: Op, wait: str) -> bool:
-    """Whether a wait may stand on a descriptor that did not need it."""
-    if op.fields.get(wait):
-        return False
-    if op.kind == Kind.POST and wait == "wait_store":
-        return op.reads is not None
-    return True
-
-
 def _bound_outstanding(ops: list[Op]) -> None:
-    """Takes tokens earlier than needed where too many of a channel would be outstanding."""
+    """Merges tokens where too many of a channel would be outstanding.
+
+    Of the two oldest the first is not given: who would take it takes the second, and who would take
+    the second needs none, being behind it in its queue.
+    """
     for (giver, signal), (taker, wait) in _CHANNELS.items():
-        # Positions of the waits that were moved forward: each replaces the next one that follows.
-        outstanding = moved = 0
+        given: deque[Op] = deque()
+        merged: deque[int] = deque()  # by token in `given`: how many waits it answers beyond one
+        spare = 0  # waits that come next and need no token
         for op in ops:
-            if op.kind == taker:
-                if op.fields.get(wait):
-                    if moved:
-                        moved -= 1
-                        op.fields[wait] = 0
-                    else:
-                        outstanding -= 1
-                if outstanding >= MOST and _can_wait(op, wait):
-                    op.fields[wait] = 1
-                    moved += 1
-                    outstanding -= 1
+            if op.kind == taker and op.fields.get(wait):
+                if spare:
+                    spare -= 1
+                    op.fields[wait] = 0
+                else:
+                    given.popleft()
+                    spare = merged.popleft()
             if op.kind == giver and op.fields.get(signal):
-                outstanding += 1
-                if outstanding > TOKENS_MAX:
-                    raise RuntimeError(f"more than {TOKENS_MAX} tokens of {signal}")
+                given.append(op)
+                merged.append(0)
+                if len(given) > MOST:
+                    given.popleft().fields[signal] = 0
+                    answered = merged.popleft() + 1
+                    merged[0] += answered
 
 
 def place_tokens(config: AcceleratorConfig, ops: list[Op]) -> None:
@@ -213,8 +209,8 @@ def place_tokens(config: AcceleratorConfig, ops: list[Op]) -> None:
     Raises
     ------
     RuntimeError
-        If a store would have to wait for a LOAD on which no EXEC and POST before it depends, or
-        tokens cannot be kept below their maximum: a fault of the lowering, not of the input.
+        If a store would have to wait for a LOAD on which no EXEC and POST before it depends: a
+        fault of the lowering, not of the input.
     """
     _Placer(config, ops).run()
     _bound_outstanding(ops)
