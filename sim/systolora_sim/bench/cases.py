@@ -1,14 +1,18 @@
 """Random layers for tests and benches: the same vectors for every backend, from a seed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from systolora_sim import calibrate
+from systolora_sim.golden import Master
 from systolora_sim.layer import Layer
 from systolora_sim.numerics import Scale
+from systolora_sim.training import LayerState, TrainingState, has_momentum
 
-__all__ = ["random_layer"]
+__all__ = ["random_layer", "random_state"]
 
 
 def random_layer(
@@ -61,3 +65,32 @@ def random_layer(
         bits={name: width for name, width in bits.items() if name in ("H", "Y", "dH", "dX")},
         **fields,
     )
+
+
+def random_state(
+    seed: int, shapes: Sequence[tuple[int, int, int, int]], kind: str, **fields: Any
+) -> TrainingState:
+    """A training run of random layers with dX, in the middle of it.
+
+    shapes : (N, d, k, r) of each layer; kind : optimizer; fields : of `random_layer`
+    """
+    states = {}
+    for index, shape in enumerate(shapes):
+        rng = np.random.default_rng([seed, index])
+        layer = random_layer(seed + index, *shape, want_dx=True, index=index, **fields)
+
+        def master(name: str, number: int, rng: np.random.Generator = rng) -> Master:
+            shape = getattr(layer, name).shape  # noqa: B023
+            momentum = rng.integers(-3000, 3000, shape).astype(np.int16)
+            return Master(
+                w=np.clip(rng.normal(0, 9000, shape), -32767, 32767).astype(np.int16),
+                scale=Scale(int(rng.integers(1 << 15, 1 << 16)), -17),
+                tensor_id=number,
+                v=momentum if has_momentum(kind) else None,
+                v_scale=Scale(50000, -24) if has_momentum(kind) else None,
+            )
+
+        a, b = master("lora_A", 2 * index), master("lora_B", 2 * index + 1)
+        states[f"layer{index}"] = LayerState(layer=layer, a=a, b=b)
+    optimizer = calibrate.make_optimizer(kind, 1e-3, weight_decay=0.01)
+    return TrainingState(layers=states, optimizer=optimizer, seed=seed, step=3)
