@@ -49,7 +49,7 @@ __all__ = ["PHASES", "CompileError", "compile_layer", "compile_product", "compil
 
 #: The products of each phase in the order in which they run.
 _PRODUCTS = {
-    "step": ("H", "dH", "dX", "Y", "dB", "dA"),
+    "step": ("dH", "H", "dX", "Y", "dB", "dA"),
     "forward": ("H", "Y"),
     "backward": ("dH", "dX", "dB", "dA"),
     "update": (),
@@ -422,7 +422,7 @@ def _lower_layer_step(
     word = symbols[f"{prefix}sticky"].area()
     if phase in ("step", "forward"):
         builder.post(Opcode.STICKY_LOAD, reads=word)
-        for name in ("lora_A", "lora_B"):
+        for name in ("lora_B", "lora_A"):  # in the order of their use
             lower_working_copy(
                 builder, symbols[f"{prefix}{name}.master"], symbols[f"{prefix}{name}"]
             )

@@ -51,6 +51,8 @@ class PostBuilder:
         #: Row operations that any later moment suits, in order, and what to do after each.
         self._background: deque[tuple[Post, str]] = deque()
         self._writes: set[int] = set()  # addresses of the tensors that they write
+        #: Whether the next product whose sums stay in the accumulators takes the end of the banks.
+        self.resident_high = False
         self._credit = 0  # cycles that they may take, or have taken too many
         self._registers: dict[str, int] = {}  # by name, the longest idle first
         self._free = list(range(SCALE_REGISTERS))[::-1]

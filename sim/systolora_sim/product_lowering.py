@@ -23,7 +23,7 @@ from systolora_sim.tiling import (
     plan_blocks,
     segments,
 )
-from systolora_sim.work import Exec, Rows
+from systolora_sim.work import Exec, Post, Rows
 
 __all__ = ["STEP", "LowRank", "Product", "Quantization", "lower_product"]
 
@@ -115,7 +115,10 @@ class _Lowering:
             low_rank=term is not None,
             whole_tiles=product.edge is None,
             want_resident=self.just_in_time,
+            high=builder.resident_high,
         )
+        # The array may go on with the next product while these sums are quantized.
+        builder.resident_high ^= self.plan.resident
         rows = max(block.rows for block in self.plan.blocks)
         if product.edge is not None:
             self.streamed = Streamed.fit(config, product.streamed, rows)
@@ -339,6 +342,23 @@ class _Lowering:
         if streaming:
             self._quantize_block(block)
 
+    def _after(self, first: int, group: list[Block]) -> None:
+        """Lets the row operations from that item on wait for the whole group.
+
+        One that used its bank before would stop the array, which computes the group's other blocks.
+        """
+        if len(group) == 1:
+            return
+        bank = self.config.bank_depth
+        rows = [Rows(block.base, block.base + block.rows) for block in group]
+        if self.product.low_rank is not None:
+            rows += [Rows(block.term_base, block.term_base + block.rows) for block in group]
+        for item in self.builder.items[first:]:
+            if isinstance(item, Post) and item.acc:
+                assert all(each.start // bank == item.acc[0].start // bank for each in rows)
+                item.acc += tuple(rows)
+                return
+
     def _begin(self) -> None:
         quantize, builder = self.product.quantize, self.builder
         if quantize is None:
@@ -404,8 +424,10 @@ class _Lowering:
             array = sum(self._tiles(block) for block in group)
             # The array works on these blocks, the post-processor is done with the ones before.
             self.builder.spare(array - sum(self._post_cycles(block) for block in group))
+            first = len(self.builder.items)
             for block in group:
                 self._block_posts(block)
+            self._after(first, group)
         self._end()
 
 

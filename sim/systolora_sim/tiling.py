@@ -68,12 +68,14 @@ def plan_blocks(
     low_rank: bool = False,
     whole_tiles: bool = False,
     want_resident: bool = False,
+    high: bool = False,
 ) -> Plan:
     """Places the blocks of an [m, n] output; all of them at once if wanted and possible.
 
     group : blocks that should be in a group; fewer are where they do not fit; low_rank : each has
     a low-rank term; whole_tiles : blocks begin at whole output-stationary tiles (with a low-rank
-    term they do).
+    term they do); high : resident blocks without a term take the last rows of the banks instead of
+    the first.
     """
     bank = config.bank_depth
     limit = bank // (2 if low_rank else 1)
@@ -110,7 +112,11 @@ def plan_blocks(
             sums = ceil_div(ceil_div(len(places), size), 2) * size
             terms = (bank // rows - sums) // size * size
             if terms >= size or (not low_rank and terms >= 0):
-                return Plan(placed(size, sums, terms if low_rank else 0), resident=True)
+                groups = placed(size, sums, terms if low_rank else 0)
+                if high and not low_rank:
+                    up = bank - sums * rows
+                    groups = [[b._replace(base=b.base + up) for b in group] for group in groups]
+                return Plan(groups, resident=True)
     size = min(group, limit // rows)
     slots = limit // rows // size * size
     return Plan(placed(size, slots, slots if low_rank else 0), resident=False)
