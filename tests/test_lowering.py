@@ -286,3 +286,14 @@ def test_what_cannot_be_compiled_is_refused():
 def test_configurations_without_int16():
     check_training(state_of("lion", decay=0.01), TINY.with_fields(int16=False), runs=2)
     check_training(state_of("sgd"), ODD["tall"].with_fields(int16=False))
+
+
+def test_more_column_blocks_than_tokens():
+    layer = quantized_layer(gaussian(33, 1100, 5, 2, SEED), want_dx=True)
+    check_layer(layer, TINY)
+
+
+def test_a_program_that_is_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr("systolora_sim.post_builder.PROGRAM_MAX", 50)
+    with pytest.raises(CompileError, match="has 51 descriptors or more: must be at most"):
+        compile_layer(quantized_layer(gaussian(33, 40, 50, 2)), TINY)

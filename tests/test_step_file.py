@@ -110,20 +110,20 @@ def test_errors_name_the_field(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "metadata", "message"),
     [
-        ({"image": np.zeros(64, np.uint8)}, {}, "program: missing tensor"),
+        ({"image": np.zeros(64, np.uint8)}, {"step_program": "{}"}, "program: missing tensor"),
         (
             {"program": np.zeros((1, 64), np.int8), "image": np.zeros(64, np.uint8)},
-            {},
+            {"step_program": "{}"},
             "program: dtype I8: must be U8",
         ),
         (
             {"program": np.zeros((1, 32), np.uint8), "image": np.zeros(64, np.uint8)},
-            {},
+            {"step_program": "{}"},
             "program: shape [1, 32]: must be [n, 64]",
         ),
         (
             {"program": np.zeros((1, 64), np.uint8), "image": np.zeros(65, np.uint8)},
-            {},
+            {"step_program": "{}"},
             "image: shape [65]: must be [n] with n a multiple of 64",
         ),
         (
@@ -138,7 +138,7 @@ def test_errors_name_the_field(change, message, tmp_path):
         ),
         (
             {name: np.zeros(64, np.uint8) for name in ("program", "image", "song")},
-            {},
+            {"step_program": "{}"},
             "song: unknown tensor",
         ),
     ],

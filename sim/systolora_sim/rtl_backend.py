@@ -160,6 +160,8 @@ def mismatches(
     got = read_back(program, result.image, steps)
     wrong: list[str] = []
     for name, one, other in _pairs(program, got, expected):
+        if steps > 1 and name.endswith("results.sticky"):
+            continue  # of all steps; the golden results have those of the last one
         if one.shape != other.shape:
             wrong.append(f"{name}: shape {one.shape}: must be {other.shape}")
             continue

@@ -234,6 +234,8 @@ def _structure(content: _Fields, symbols: Mapping[str, Symbol]) -> Structure:
 
 
 def _program(tensors: Mapping[str, layerfile.Stored], metadata: Mapping[str, str]) -> StepProgram:
+    if _KEY not in metadata:
+        raise LayerError(f"metadata {_KEY}: missing: this is no program file")
     for name in sorted({*tensors, "program", "image"}):
         if name not in tensors:
             raise LayerError(f"{name}: missing tensor")
@@ -249,8 +251,6 @@ def _program(tensors: Mapping[str, layerfile.Stored], metadata: Mapping[str, str
     if len(shape) != 1 or shape[0] % ALIGNMENT or not shape[0]:
         must = f"must be [n] with n a multiple of {ALIGNMENT}"
         raise LayerError(f"image: shape {list(shape)}: {must}")
-    if _KEY not in metadata:
-        raise LayerError(f"metadata {_KEY}: missing: this is no program file")
     try:
         parsed = json.loads(metadata[_KEY])
     except (ValueError, RecursionError):
