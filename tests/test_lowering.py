@@ -297,3 +297,19 @@ def test_a_program_that_is_too_long_is_refused(monkeypatch):
     monkeypatch.setattr("systolora_sim.post_builder.PROGRAM_MAX", 50)
     with pytest.raises(CompileError, match="has 51 descriptors or more: must be at most"):
         compile_layer(quantized_layer(gaussian(33, 40, 50, 2)), TINY)
+
+
+def test_many_layers_wait_for_quantization():
+    """More tensors that are quantized late than there are Scale registers."""
+    state = state_of(layers=2)
+    first, second = state.layers["down/0"], state.layers["mid"]
+    layers = {}
+    for index in range(20):
+        each = (first, second)[index % 2]
+        layers[f"{index:02}"] = replace(
+            each,
+            layer=replace(each.layer, index=index),
+            a=replace(each.a, tensor_id=2 * index),
+            b=replace(each.b, tensor_id=2 * index + 1),
+        )
+    check_training(replace(state, layers=layers), ODD["least"])

@@ -24,6 +24,8 @@ MAX_ROWS = (1 << 16) - 1
 LATENCY = 24
 #: Row operations that are put off come at most so many at a time: more would fill the post queue.
 BACKGROUND_BURST = 6
+#: Scales that they may hold at a time.
+BACKGROUND_SCALES = 3
 
 _WIDTHS = {1: 0, 2: 1, 4: 2, 8: 3}
 
@@ -146,6 +148,8 @@ class PostBuilder:
         self, rows: int, cols: int, source: Area, out: Area, drop: str = "", **fields: int
     ) -> None:
         """A row operation for `spare`, from memory to memory; `drop` names a Scale it frees."""
+        while drop and sum(bool(each) for _, each in self._background) >= BACKGROUND_SCALES:
+            self._next()
         self._background.append((self._rows(rows, cols, source, out, fields), drop))
         self._writes.add(out.symbol.address)
 
