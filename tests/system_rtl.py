@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from random_programs import BASE, RandomProgram, random_program
+from random_programs import BASE, HALF, SIZE, RandomProgram, random_program
 from simulated import CACHE, CONFIGS
 from systolora.config import AcceleratorConfig
-from systolora.contract import DESCRIPTOR_BYTES, STICKY, Fault
+from systolora.contract import DESCRIPTOR_BYTES, STICKY, Action, Fault, Opcode, Source
 from systolora_sim.bench.build import Simulator
+from systolora_sim.bench.sample import ProgramBuilder
 from systolora_sim.bench.script import (
     Command,
     MemoryModel,
@@ -30,8 +31,8 @@ from systolora_sim.bench.system_build import build_system
 from systolora_sim.runner import BUILD_DIR, ensure_verilog
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
 
-__all__ = ["Case", "End", "Script", "compare", "compare_end", "machine_run", "rtl_run"]
-__all__ += ["system_simulator"]
+__all__ = ["Case", "End", "Script", "boundary_case", "compare", "compare_end", "machine_run"]
+__all__ += ["rtl_run", "system_simulator"]
 
 #: Cycles that a random program takes at most, by far.
 MOST_CYCLES = 400_000
@@ -122,6 +123,30 @@ class Case:
             memory=memory or MemoryModel(),
             **({"most_cycles": MOST_CYCLES} | fields),
         )
+
+
+def boundary_case(config: AcceleratorConfig, seed: int) -> Case:
+    """Rows that end at, begin at and lie across multiples of 4 KiB, read and written."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, SIZE, dtype=np.uint8)
+    beat, row = config.bus_bytes, 8 * config.cols
+    builder = ProgramBuilder()
+    step = min(beat, row)
+    for number, offset in enumerate(range(-row - step, step + 1, step)):
+        boundary = 0x5000 + 0x1000 * (number % 8)
+        builder.post(
+            Opcode.ROWS, rows=1, cols=config.cols, source=Source.STREAM, emit=1,
+            in_width=3, in_address=BASE + boundary + offset,
+            out_width=3, out_address=BASE + HALF + boundary - offset - row,
+        )  # fmt: skip
+    # Whole pages of rows: bursts of the greatest length
+    most = config.act_bytes // 2
+    builder.load(rows=1, row_bytes=most, address=BASE + 0x6000 - beat)
+    size = most // 4 - beat
+    builder.load(rows=4, row_bytes=size, address=BASE + 0x7000 - 3 * beat, stride=most, row_step=1)
+    builder.control(Action.END)
+    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
+    return blank.with_program(builder.parts)
 
 
 def machine_run(case: Case) -> tuple[RunResult, NDArray[np.uint8]]:

@@ -7,7 +7,7 @@ import pytest
 
 from random_programs import BASE, HALF, SIZE
 from simulated import CONFIGS
-from system_rtl import Case, compare, rtl_run, system_simulator
+from system_rtl import Case, boundary_case, compare, rtl_run, system_simulator
 from systolora.contract import Action, Fault, Mode, Opcode, Source
 from systolora_sim.bench.sample import ProgramBuilder
 from systolora_sim.bench.script import MemoryModel
@@ -54,6 +54,15 @@ def test_memories(memory):
         result = rtl_run(system_simulator(name), case, MEMORIES[memory])
         compare(case, result)
         plausible(result)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_boundaries(name):
+    """No burst crosses 4 KiB (the harness looks), and no byte is lost or written beside a row."""
+    case = boundary_case(CONFIGS[name], SEED)
+    for model in (MemoryModel(), MemoryModel(stall_seed=SEED)):
+        result = rtl_run(system_simulator(name), case, model)
+        assert compare(case, result).fault is Fault.NONE
 
 
 @pytest.mark.parametrize("runs", [0, 1, 3])
