@@ -47,14 +47,14 @@ SETTINGS = tuple(
     Field(name, bits, "")
     for name, bits in (
         ("program_address", ADDRESS),
-        ("program_length", 18),
+        ("program_length", 22),
         ("read_base", ADDRESS),
         ("read_limit", ADDRESS + 1),
         ("write_base", ADDRESS),
         ("write_limit", ADDRESS + 1),
     )
 )
-FAULT = (Field("code", 4, ""), Field("index", 18, ""))
+FAULT = (Field("code", 4, ""), Field("index", 22, ""))
 EVENTS = tuple(
     Field(name, bits, "")
     for name, bits in (
@@ -220,7 +220,7 @@ class Bench:
         length = self.model["PROGRAM_LENGTH"]
         for name, value in settings.items():
             if name == "program_length":
-                assert value == (length if length < 1 << 18 else 0)
+                assert value == (length if length < 1 << 22 else 0)
             else:
                 assert value == self.quantity(name.upper()), name
         assert int(self.dut.runs.value) == max(1, self.model["RUNS"])

@@ -157,7 +157,7 @@ def test_programs_as_a_whole(tiny, tmp_path):
         replace(good, length=0, address=BASE + 1),
         replace(good, length=PROGRAM_MAX + 1),
         replace(good, length=(1 << 32) - 1),
-        replace(good, length=(1 << 18) + 1, address=BASE + 1),
+        replace(good, length=(1 << 22) + 1, address=BASE + 1),
         replace(good, address=BASE + 1),
         replace(good, address=BASE + 32),
         replace(good, address=1, length=5),

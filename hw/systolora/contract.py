@@ -191,8 +191,8 @@ INFO: tuple[Field, ...] = (Field("amax", 48, "maximum of the absolute values"), 
 # must be 0. docs/system.md is their contract.
 
 DESCRIPTOR_BYTES = 64
-#: Descriptors of a program at most (a row of a memory region has 24 bits of bytes).
-PROGRAM_MAX = (1 << 18) - 1
+#: Descriptors of a program at most: 65535 pages of 4 KiB and a part of one.
+PROGRAM_MAX = (1 << 22) - 1
 
 
 class Kind(DocumentedEnum):
@@ -482,7 +482,7 @@ REGISTERS: dict[str, Register] = {
         ),
         Register(
             "ERROR_INDEX", 0x02C, "ro",
-            (RegisterField("index", 18, "number of the descriptor, from 0"),),
+            (RegisterField("index", 22, "number of the descriptor, from 0"),),
             "which descriptor has the fault; start clears it",
         ),
         Register(
@@ -502,7 +502,7 @@ REGISTERS: dict[str, Register] = {
             "which pending interrupts raise `irq`; may be written while busy",
         ),
         *_pair("PROGRAM_ADDRESS", 0x040, "rw", "address of the first descriptor, bytes"),
-        _word("PROGRAM_LENGTH", 0x048, "rw", "descriptors of the program, 1 to 262143; else END"),
+        _word("PROGRAM_LENGTH", 0x048, "rw", "descriptors of the program, 1 to 4194303; else END"),
         _word("RUNS", 0x04C, "rw", "how often start runs the program; 0 counts as 1", reset=1),
         _word("RUNS_LEFT", 0x050, "ro", "runs of this start that have not ended yet"),
         _word("WORD_BASE", 0x054, "rw", "seed + step * STEP_WORD, mod 2^32; CONTROL STEP advances"),

@@ -93,7 +93,7 @@ class Csr(wiring.Component):
     -------
     s_axil : the bus
     start, soft_abort : one cycle each
-    settings : change only while not busy; program_length is 0 if the register is beyond 18 bits
+    settings : change only while not busy; program_length is 0 if the register is beyond 22 bits
     runs : how often the program runs, at least 1
     runs_left : register RUNS_LEFT
     word_base : register WORD_BASE

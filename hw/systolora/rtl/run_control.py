@@ -10,12 +10,14 @@ from systolora import contract
 from systolora.contract import Fault
 from systolora.rtl.csr import FaultLayout, SettingsLayout
 from systolora.rtl.engine import CLIENTS, MemoryFaultLayout
-from systolora.rtl.regions import ROW_BYTES_BITS, MemoryCode, RegionLayout
+from systolora.rtl.regions import ROWS_BITS, MemoryCode, RegionLayout
 
 __all__ = ["RunControl"]
 
 #: Program addresses are multiples of it.
 ALIGN_BITS = contract.DESCRIPTOR_BYTES.bit_length() - 1
+#: Descriptors of a page of 4 KiB, as bits.
+PAGE_BITS = 6
 
 
 class RunControl(wiring.Component):
@@ -75,14 +77,33 @@ class RunControl(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        address, length = self.settings.program_address, self.settings.program_length
+
+        # Whole pages first, then what is left: a region's row has too few bits for long programs
+        pages, rest = length >> PAGE_BITS, length[:PAGE_BITS]
+        assert length.shape().width - PAGE_BITS <= ROWS_BITS
+        wants_pages, wants_rest = Signal(), Signal()
         region = self.fetch_request.payload
-        length = self.settings.program_length
-        m.d.comb += [
-            region.address.eq(self.settings.program_address),
-            region.rows.eq(1),
-            region.row_bytes.eq(length << ALIGN_BITS),
-        ]
-        assert length.shape().width + ALIGN_BITS <= ROW_BYTES_BITS
+        with m.If(wants_pages):
+            m.d.comb += [
+                region.address.eq(address),
+                region.rows.eq(pages),
+                region.row_bytes.eq(1 << (PAGE_BITS + ALIGN_BITS)),
+                region.stride.eq(1 << (PAGE_BITS + ALIGN_BITS)),
+            ]
+        with m.Else():
+            m.d.comb += [
+                region.address.eq(address + (pages << (PAGE_BITS + ALIGN_BITS))),
+                region.rows.eq(1),
+                region.row_bytes.eq(rest << ALIGN_BITS),
+            ]
+        # All of it is checked before any of it is fetched
+        end = Signal(self._address_bits + 2, reset_less=True)
+        outside = Signal()
+        m.d.sync += end.eq(address + (length << ALIGN_BITS))
+        m.d.comb += outside.eq(
+            (address < self.settings.read_base) | (end > self.settings.read_limit)
+        )
 
         failed = Signal()
         failure = Signal(FaultLayout)
@@ -108,17 +129,22 @@ class RunControl(wiring.Component):
                 m.d.sync += fault.eq(0)
                 m.next = "REQUEST"
             with m.State("REQUEST"):
-                m.d.sync += quiet.eq(0)
+                m.d.sync += [quiet.eq(0), wants_pages.eq(pages != 0), wants_rest.eq(rest != 0)]
+                m.next = "RUN"
                 with m.If(length == 0):
-                    m.next = "RUN"  # the engine says that END is missing
-                with m.Elif(self.settings.program_address[:ALIGN_BITS].any()):
+                    pass  # the engine says that END is missing
+                with m.Elif(address[:ALIGN_BITS].any()):
                     m.d.sync += [fault.code.eq(Fault.ALIGN), fault.index.eq(0)]
                     m.next = "ABORT"
-                with m.Else():
-                    m.d.comb += self.fetch_request.valid.eq(1)
-                    with m.If(self.fetch_request.ready):
-                        m.next = "RUN"
+                with m.Elif(outside):
+                    m.d.sync += [fault.code.eq(Fault.WINDOW), fault.index.eq(0)]
+                    m.next = "ABORT"
             with m.State("RUN"):
+                m.d.comb += self.fetch_request.valid.eq(wants_pages | wants_rest)
+                with m.If(self.fetch_request.valid & self.fetch_request.ready):
+                    m.d.sync += wants_pages.eq(0)
+                    with m.If(~wants_pages):
+                        m.d.sync += wants_rest.eq(0)
                 with m.If(failed):
                     m.d.sync += fault.eq(failure)
                     m.next = "ABORT"
@@ -175,16 +201,10 @@ class RunControl(wiring.Component):
             self.fetch_response.valid & (code != MemoryCode.OK) & self.engine_takes & ~aborting
         ):
             m.d.comb += failed.eq(1)
-            with m.Switch(code):
-                with m.Case(MemoryCode.OUTSIDE):
-                    m.d.comb += failure.code.eq(Fault.WINDOW)
-                with m.Case(MemoryCode.SLAVE, MemoryCode.DECODE):
-                    m.d.comb += [
-                        failure.code.eq(bus_fault(code, Fault.READ_DECODE, Fault.READ_SLAVE)),
-                        failure.index.eq(self.received),
-                    ]
-                with m.Default():
-                    m.d.comb += failure.code.eq(Fault.ALIGN)
+            m.d.comb += [
+                failure.code.eq(bus_fault(code, Fault.READ_DECODE, Fault.READ_SLAVE)),
+                failure.index.eq(self.received),
+            ]
         for client, each in zip(CLIENTS, self.memory_fault, strict=True):
             writes = client == "writes"
             decode = Fault.WRITE_DECODE if writes else Fault.READ_DECODE
