@@ -5,7 +5,9 @@ a multiple of 64 bytes, and so does each of its rows, whatever the bus: one imag
 configurations. Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
 """
 
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 
 from systolora_sim.numerics import Scale
 
-__all__ = ["ALIGNMENT", "Area", "MemoryMap", "Symbol", "View", "round_up"]
+__all__ = [
+    "ALIGNMENT", "Area", "MemoryMap", "Part", "Symbol", "View", "cut", "round_up",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -24,6 +28,13 @@ ALIGNMENT = 64
 def round_up(value: int, unit: int) -> int:
     """The next multiple of `unit`, which may be the value itself."""
     return -(-value // unit) * unit
+
+
+def cut(total: int, pieces: int) -> list[tuple[int, int]]:
+    """(first, count) of nearly equal pieces, the larger ones first."""
+    least, more = divmod(total, pieces)
+    bounds = [each * least + min(each, more) for each in range(pieces + 1)]
+    return [(first, end - first) for first, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Symbol:
     stride : bytes from a row to the next
     transposed : memory holds the transpose of the tensor of that name
     vector : the tensor of that name is one row, its only axis
+    pieces : its columns are cut into so many (`cut`), each a tensor of `rows` rows of its own
+    piece_stride : bytes from a piece to the next, where there are several
     """
 
     name: str
@@ -49,6 +62,8 @@ class Symbol:
     stride: int
     transposed: bool = False
     vector: bool = False
+    pieces: int = 1
+    piece_stride: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -62,15 +77,32 @@ class Symbol:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, the ends of its rows included."""
-        return self.rows * self.stride
+        """Bytes from its first to its last, the ends of its rows included."""
+        return (self.pieces - 1) * self.piece_stride + self.rows * self.stride
 
     def at(self, row: int, col: int = 0) -> int:
         """Address of an element."""
-        return self.address + row * self.stride + col * self.itemsize
+        start = self.address
+        if self.pieces > 1:
+            number = max(
+                n for n, (first, _) in enumerate(cut(self.cols, self.pieces)) if first <= col
+            )
+            start += number * self.piece_stride
+            col -= cut(self.cols, self.pieces)[number][0]
+        return start + row * self.stride + col * self.itemsize
+
+    def piece(self, number: int) -> "Symbol":
+        """One piece, a tensor of its own."""
+        _, cols = cut(self.cols, self.pieces)[number]
+        address = self.address + number * self.piece_stride
+        return replace(self, address=address, cols=cols, pieces=1, piece_stride=0)
+
+    def lines(self, row0: int, rows: int) -> "Symbol":
+        """Some of its rows, a tensor of its own."""
+        return replace(self, address=self.at(row0), rows=rows)
 
     def area(self, row0: int = 0, rows: int = 0, col0: int = 0, cols: int = 0) -> "Area":
-        """A part of it; rows or cols of 0: all the others."""
+        """A part of it, if it is one piece; rows or cols of 0: all the others."""
         return Area(self, row0, rows or self.rows - row0, col0, cols or self.cols - col0)
 
     def _rows(self, image: NDArray[np.uint8], base: int) -> NDArray[np.uint8]:
@@ -84,9 +116,13 @@ class Symbol:
 
     def read(self, image: NDArray[np.uint8], base: int) -> Array:
         """The tensor as files hold it, from an image that begins at address `base`."""
-        held = self._rows(image, base)[:, : self.cols * self.itemsize]
         code = np.dtype(self.dtype).newbyteorder("<")
-        tensor = np.ascontiguousarray(held).view(code).astype(self.dtype)
+        parts = []
+        for number in range(self.pieces):
+            piece = self.piece(number)
+            held = piece._rows(image, base)[:, : piece.cols * self.itemsize]
+            parts.append(np.ascontiguousarray(held).view(code).astype(self.dtype))
+        tensor = np.concatenate(parts, axis=1)
         if self.vector:
             return tensor[0]
         return np.ascontiguousarray(tensor.T) if self.transposed else tensor
@@ -98,12 +134,32 @@ class Symbol:
         if held.shape != (self.rows, self.cols):
             raise ValueError(f"{self.name}: shape {held.shape}: must be {(self.rows, self.cols)}")
         code = np.dtype(self.dtype).newbyteorder("<")
-        data = np.ascontiguousarray(held.astype(code)).view(np.uint8)
-        self._rows(image, base)[:, : self.cols * self.itemsize] = data
+        for number, (first, count) in enumerate(cut(self.cols, self.pieces)):
+            data = np.ascontiguousarray(held[:, first : first + count].astype(code))
+            rows = self.piece(number)._rows(image, base)
+            rows[:, : count * self.itemsize] = data.view(np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields, for JSON."""
-        return asdict(self)
+        """Its fields, for JSON; those of pieces only where there are several."""
+        content = asdict(self)
+        if self.pieces == 1:
+            del content["pieces"], content["piece_stride"]
+        return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Symbol):
+    """Rows of a larger tensor, `whole` from row `first` on, under a name of their own.
+
+    What is written by the one name is read by the other: areas are the larger tensor's, so that
+    whoever orders accesses sees one tensor.
+    """
+
+    whole: Symbol
+    first: int
+
+    def area(self, row0: int = 0, rows: int = 0, col0: int = 0, cols: int = 0) -> "Area":
+        return self.whole.area(self.first + row0, rows or self.rows - row0, col0, cols)
 
 
 @dataclass(frozen=True)
@@ -157,6 +213,7 @@ class MemoryMap:
         self.symbols: dict[str, Symbol] = {}
         self._wanted: dict[str, dict[str, Any]] = {}
         self._aliases: dict[str, str] = {}
+        self._stacks: dict[str, tuple[str, ...]] = {}
         self.write_base = self.end = base
 
     def add(
@@ -169,10 +226,11 @@ class MemoryMap:
         writable: bool = False,
         transposed: bool = False,
         lines: bool = False,
+        pieces: int = 1,
     ) -> None:
         """A tensor of that shape, [n] or [rows, cols] as files hold it; without data it is zero.
 
-        lines : its rows begin at multiples of 64 elements.
+        lines : its rows begin at multiples of 64 elements; pieces : of its columns in memory.
         """
         if self.has(name):
             raise ValueError(f"{name}: is there already")
@@ -189,7 +247,13 @@ class MemoryMap:
             "data": data,
             "writable": writable,
             "unit": ALIGNMENT * (np.dtype(dtype).itemsize if lines else 1),
+            "pieces": pieces,
         }
+
+    def stack(self, names: Sequence[str]) -> None:
+        """Puts tensors of one row length one behind the other, or so each of their pieces."""
+        for name in names:
+            self._stacks[name] = tuple(names)
 
     def has(self, name: str) -> bool:
         """Whether that name has a tensor."""
@@ -208,6 +272,30 @@ class MemoryMap:
         """A 64-bit word that programs write."""
         self.add(name, (1,), np.int64, data=np.array([value], np.int64), writable=True)
 
+    def _place(self, names: tuple[str, ...], address: int) -> int:
+        """Places tensors one behind the other and returns where they end."""
+        placed = []
+        for name in names:
+            wanted = self._wanted[name]
+            itemsize, pieces = np.dtype(wanted["dtype"]).itemsize, wanted["pieces"]
+            longest = -(-wanted["cols"] // pieces)
+            fields = ("rows", "cols", "dtype", "transposed", "vector", "pieces")
+            placed.append(
+                Symbol(
+                    name,
+                    address,
+                    stride=round_up(longest * itemsize, wanted["unit"]),
+                    **{key: wanted[key] for key in fields},
+                )
+            )
+            address += placed[-1].rows * placed[-1].stride
+        step = address - placed[0].address
+        for symbol in placed:
+            assert (symbol.stride, symbol.pieces) == (placed[0].stride, placed[0].pieces)
+            piece_stride = step if symbol.pieces > 1 else 0
+            self.symbols[symbol.name] = replace(symbol, piece_stride=piece_stride)
+        return placed[0].address + step * placed[0].pieces
+
     def place(self) -> NDArray[np.uint8]:
         """Gives every tensor its address and returns the image, uint8, from `base` to `end`."""
         address = self.base
@@ -217,13 +305,8 @@ class MemoryMap:
             for name, wanted in self._wanted.items():
                 if wanted["writable"] != writable:
                     continue
-                itemsize = np.dtype(wanted["dtype"]).itemsize
-                stride = round_up(wanted["cols"] * itemsize, wanted["unit"])
-                fields = {
-                    key: wanted[key] for key in ("rows", "cols", "dtype", "transposed", "vector")
-                }
-                self.symbols[name] = Symbol(name, address, stride=stride, **fields)
-                address += wanted["rows"] * stride
+                if name not in self.symbols:
+                    address = self._place(self._stacks.get(name, (name,)), address)
         self.end = address
         image = np.zeros(self.end - self.base, np.uint8)
         for name, wanted in self._wanted.items():

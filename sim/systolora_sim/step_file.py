@@ -151,7 +151,8 @@ def _symbol(name: str, value: Any, base: int, end: int) -> Symbol:
     entry = _Fields(f"symbols.{name}", value)
     rows, cols = entry.integer("rows", 1, 1 << 24), entry.integer("cols", 1, 1 << 24)
     dtype = entry.choice("dtype", _DTYPES)
-    least = cols * np.dtype(dtype).itemsize
+    pieces = entry.integer("pieces", 2, cols) if "pieces" in entry.left else 1
+    least = -(-cols // pieces) * np.dtype(dtype).itemsize
     symbol = Symbol(
         name=entry.take("name", str, "a name"),
         address=entry.integer("address", base, end),
@@ -161,9 +162,11 @@ def _symbol(name: str, value: Any, base: int, end: int) -> Symbol:
         stride=entry.integer("stride", least, 1 << 32),
         transposed=entry.take("transposed", bool, "true or false"),
         vector=entry.take("vector", bool, "true or false"),
+        pieces=pieces,
+        piece_stride=entry.integer("piece_stride", 0, 1 << 40) if pieces > 1 else 0,
     )
     entry.done()
-    for field in ("address", "stride"):
+    for field in ("address", "stride", "piece_stride"):
         if getattr(symbol, field) % ALIGNMENT:
             must = f"must be a multiple of {ALIGNMENT}"
             raise LayerError(f"symbols.{name}.{field}: {getattr(symbol, field)}: {must}")
