@@ -3,11 +3,14 @@
 Tensors have the names that files give them; beside those
 
 - `<tensor>.sums` of H, dH, dX: sums that wait for their maximum,
+- `<tensor>.turned` of H, dH: the same as [N, r], where the schedule needs it,
+- `identity`: the identity matrix, as large as the array has rows, that turns them,
 - `sticky`, `results.sticky`: the sticky bits of copies and updates, and of the products.
 
 Rank-r tensors lie r-major: lora_A [r,d], lora_B^T [r,k], H^T and dH^T [r,N], dB^T [r,k].
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from systolora_sim.memory_map import MemoryMap
 from systolora_sim.product import Product
 from systolora_sim.training import FACTORS, LayerState, TrainingState
 
-__all__ = ["FACTOR_NAMES", "add_layer", "add_product", "add_training"]
+__all__ = ["FACTOR_NAMES", "add_layer", "add_product", "add_training", "add_turned"]
 
 #: The factors of all rules, which an `Optimizer` has whether its rule uses them or not.
 FACTOR_NAMES = tuple(name for names in FACTORS.values() for name in names)
@@ -87,6 +90,20 @@ def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: boo
             )
             memory.add_scale(prefix + name, writable=True)
     memory.add_word(f"{prefix}results.sticky")
+
+
+def add_turned(
+    memory: MemoryMap, layer: Layer, prefix: str, tensors: Iterable[str], rows: int
+) -> None:
+    """Places for tensors among H and dH as [N, r], and the identity of an array of that many rows.
+
+    A frozen layer has no such tensors.
+    """
+    for name in () if layer.is_frozen else tensors:
+        shape, dtype = (layer.batch, layer.rank), nx.operand_dtype(layer.bits_of(name))
+        memory.add(f"{prefix}{name}.turned", shape, dtype, writable=True)
+        if not memory.has("identity"):
+            memory.add("identity", (rows, rows), np.int8, data=np.eye(rows, dtype=np.int8))
 
 
 def add_product(memory: MemoryMap, product: Product) -> None:

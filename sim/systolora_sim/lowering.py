@@ -18,6 +18,9 @@ dA = dH^T.X           WS        X (top)             dH^T rows
 dX = dY.W             WS        W (top)             dY rows         rescale(dH.lora_A)
 ====================  ========  ==================  ==============  ============================
 
+This is the schedule "auto"; others (`schedules`) take the terms weight stationary or the gradients
+dB^T and dA output stationary, from H and dH turned to [N, r].
+
 In a step dX comes before Y: what must wait for a tensor's maximum is then quantized while the array
 computes the next product.
 """
@@ -28,20 +31,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import DESCRIPTOR_BYTES, PROGRAM_MAX, STEP_WORD, Action, Edge, Kind, Opcode
+from systolora.contract import (
+    DESCRIPTOR_BYTES,
+    PROGRAM_MAX,
+    STEP_WORD,
+    Action,
+    Dataflow,
+    Edge,
+    Kind,
+    Opcode,
+)
 from systolora_sim import numerics as nx
 from systolora_sim.descriptor import encode
 from systolora_sim.layer import Layer
-from systolora_sim.layer_memory import add_layer, add_product, add_training
+from systolora_sim.layer_memory import add_layer, add_product, add_training, add_turned
 from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
+from systolora_sim.schedules import LayerSchedule, check_schedule, layer_schedule
 from systolora_sim.staging import stage
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
 from systolora_sim.tokens import place_tokens
 from systolora_sim.training import TrainingState
+from systolora_sim.transpose_lowering import lower_transpose
 from systolora_sim.update_lowering import UpdateRule, lower_update, lower_working_copy
 from systolora_sim.work import Control, Op
 
@@ -62,8 +76,12 @@ _FORWARD = ("H", "Y", "Y_acc")
 class _LayerLowering:
     """The products of one layer."""
 
-    def __init__(self, builder: PostBuilder, layer: Layer, prefix: str) -> None:
+    def __init__(
+        self, builder: PostBuilder, layer: Layer, prefix: str, schedule: LayerSchedule
+    ) -> None:
         self.builder, self.layer, self.prefix = builder, layer, prefix
+        self.schedule = schedule
+        self._turned: set[str] = set()
 
     def name(self, tensor: str) -> str:
         return self.prefix + tensor
@@ -90,23 +108,46 @@ class _LayerLowering:
             streaming=record is not None and layer.amax.get(name, 0) != 0,
         )
 
+    def turn(self, product: str) -> None:
+        """Transposes what a product needs as [N, r], unless that is done already."""
+        for tensor in self.schedule.turns(product):
+            if tensor not in self._turned:
+                self._turned.add(tensor)
+                identity = self.builder.symbols["identity"]
+                source, target = self.symbol(tensor), self.symbol(f"{tensor}.turned")
+                lower_transpose(self.builder, source, target, identity)
+
     def product(
         self, name: str, streamed: str, stationary: str, edge: Edge, unit: str, **fields: Any
     ) -> None:
         """Appends a product; `low_rank` names its operands."""
         layer, builder = self.layer, self.builder
+        operands = self.symbol(streamed), self.symbol(stationary)
+        side: Edge | None = edge
+        if self.schedule.gradients.get(name) is Dataflow.OS:
+            self.turn(name)
+            operands, side = (self.symbol(f"{streamed}.turned"), operands[1]), None
         quantized = name in ("H", "Y", "dH", "dX")
         sums = {"Y": "Y_acc", "dA": "dA", "dB": "dB"}.get(name, f"{name}.sums")
         low_rank = fields.pop("low_rank", None)
         if low_rank is not None:
-            low_rank = LowRank(self.symbol(low_rank[0]), self.symbol(low_rank[1]), "#term")
+            self.turn(name)
+            act, top = low_rank
+            turned = f"{act}.turned" if self.schedule.turns(name) else ""
+            low_rank = LowRank(
+                self.symbol(act),
+                self.symbol(top),
+                "#term",
+                self.schedule.terms[name],
+                self.symbol(turned) if turned else None,
+            )
         lower_product(
             builder,
             Product(
                 name=self.name(name),
-                streamed=self.symbol(streamed),
-                stationary=self.symbol(stationary),
-                edge=edge,
+                streamed=operands[0],
+                stationary=operands[1],
+                edge=side,
                 acc_bits=layer.acc_bits(streamed, stationary),
                 unit=unit,
                 low_rank=low_rank,
@@ -181,7 +222,10 @@ class _LayerLowering:
             return
         word = self.symbol("results.sticky").area()
         self.builder.post(Opcode.STICKY_LOAD, reads=word)
-        for name in names:
+        for name, following in zip(names, [*names[1:], ""], strict=True):
+            if following in self.schedule.gradients:
+                # While this product runs the turned tensor finds its way through memory.
+                self.turn(following)
             getattr(self, name)()
         self.builder.post(Opcode.STICKY_READ, writes=word)
 
@@ -236,6 +280,7 @@ def _finish(
     seed: int,
     step: int,
     structure: Structure,
+    schedule: str = "auto",
 ) -> StepProgram:
     config = builder.config
     builder.flush()
@@ -262,11 +307,17 @@ def _finish(
         word_base=(seed + step * STEP_WORD) & 0xFFFFFFFF,
         step=step,
         structure=structure,
+        schedule=schedule,
     )
 
 
 def compile_layer(
-    layer: Layer, config: AcceleratorConfig, phase: str = "step", *, base: int = 0
+    layer: Layer,
+    config: AcceleratorConfig,
+    phase: str = "step",
+    *,
+    base: int = 0,
+    schedule: str = "auto",
 ) -> StepProgram:
     """A layer's forward and backward pass, with the adapter that it holds, as a program.
 
@@ -276,25 +327,28 @@ def compile_layer(
     config : AcceleratorConfig
     phase : "step" (both), "forward" or "backward"
     base : first address of the image, a multiple of 64
+    schedule : one of `schedules.SCHEDULES`; a frozen layer's products have no choice
 
     Raises
     ------
     CompileError
-        If the configuration cannot compute the layer, or there is no such phase.
+        If the configuration cannot compute the layer, or there is no such phase or schedule.
     """
     _phase(phase)
+    dataflows = layer_schedule(schedule, layer.index)
     if phase == "update":
         raise CompileError("phase = 'update': a layer without masters has none")
     _check(layer, config)
     memory = MemoryMap(base)
     add_layer(memory, layer)
+    add_turned(memory, layer, "", dataflows.turned(layer.want_dx), config.rows)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
-    _LayerLowering(builder, layer, "").run(phase)
+    _LayerLowering(builder, layer, "", dataflows).run(phase)
     structure = Structure(
         kind="layer", layers=(_structure(layer, "", phase),), seed=layer.seed
     )  # fmt: skip
-    return _finish(builder, memory, image, phase, layer.seed, layer.step, structure)
+    return _finish(builder, memory, image, phase, layer.seed, layer.step, structure, schedule)
 
 
 def compile_product(
@@ -371,7 +425,12 @@ def compile_product(
 
 
 def compile_training(
-    state: TrainingState, config: AcceleratorConfig, phase: str = "step", *, base: int = 0
+    state: TrainingState,
+    config: AcceleratorConfig,
+    phase: str = "step",
+    *,
+    base: int = 0,
+    schedule: str = "auto",
 ) -> StepProgram:
     """One training step of all layers, or a phase of it, as a program that can run again.
 
@@ -386,13 +445,15 @@ def compile_training(
     config : AcceleratorConfig
     phase : one of `PHASES`
     base : first address of the image, a multiple of 64
+    schedule : one of `schedules.SCHEDULES`, the same for all phases on an image
 
     Raises
     ------
     CompileError
-        If the configuration cannot compute a layer, or there is no such phase.
+        If the configuration cannot compute a layer, or there is no such phase or schedule.
     """
     _phase(phase)
+    check_schedule(schedule)
     for name, each in state.layers.items():
         try:
             _check(each.layer, config)
@@ -400,22 +461,33 @@ def compile_training(
             raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
     memory = MemoryMap(base)
     add_training(memory, state)
+    dataflows = []
+    for index, (name, each) in enumerate(state.layers.items()):
+        layer, prefix = each.layer, f"{name}/" if name else ""
+        dataflows.append(layer_schedule(schedule, index))
+        add_turned(memory, layer, prefix, dataflows[-1].turned(layer.want_dx), config.rows)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
     for index, (name, each) in enumerate(state.layers.items()):
         prefix = f"{name}/" if name else ""
-        _lower_layer_step(builder, state, each.layer, index, prefix, phase)
+        _lower_layer_step(builder, state, each.layer, index, prefix, phase, dataflows[index])
     structure = Structure(
         kind="training",
         layers=tuple(_structure(each.layer, name, phase) for name, each in state.layers.items()),
         optimizer=state.optimizer.kind,
         seed=state.seed,
     )
-    return _finish(builder, memory, image, phase, state.seed, state.step, structure)
+    return _finish(builder, memory, image, phase, state.seed, state.step, structure, schedule)
 
 
 def _lower_layer_step(
-    builder: PostBuilder, state: TrainingState, layer: Layer, index: int, prefix: str, phase: str
+    builder: PostBuilder,
+    state: TrainingState,
+    layer: Layer,
+    index: int,
+    prefix: str,
+    phase: str,
+    dataflows: LayerSchedule,
 ) -> None:
     """Appends one layer's part of a step."""
     symbols = builder.symbols
@@ -427,7 +499,7 @@ def _lower_layer_step(
                 builder, symbols[f"{prefix}{name}.master"], symbols[f"{prefix}{name}"]
             )
         builder.post(Opcode.STICKY_READ, writes=word)
-    _LayerLowering(builder, layer, prefix).run(phase)
+    _LayerLowering(builder, layer, prefix, dataflows).run(phase)
     if phase not in ("step", "update"):
         return
     rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)

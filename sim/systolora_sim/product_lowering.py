@@ -1,13 +1,14 @@
 """One product as items: EXECs of the array, row operations on the sums.
 
-A product's output is cut into blocks (`tiling`). The array computes a block's sums weight
-stationary and its low-rank term output stationary; a row operation joins them, folds the maximum,
-and stores sums or quantized rows. Where the maximum must be known first (just in time), sums stay
+A product's output is cut into blocks (`tiling`). The array computes a block's sums and its low-rank
+term, each weight or output stationary; a row operation joins them, folds the maximum, and stores
+sums or quantized rows. Where the maximum must be known first (just in time), sums stay
 in the accumulators if all of them fit, else they go to memory and come back.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from systolora.config import AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
@@ -36,11 +37,17 @@ STEP, RECORD, REFERENCE = range(3)
 
 @dataclass(frozen=True)
 class LowRank:
-    """The low-rank term of a product: act^T @ top, act [r, M] and top [r, N], times `factor`."""
+    """The low-rank term of a product: act^T @ top, act [r, M] and top [r, N], times `factor`.
+
+    dataflows : of the blocks, block after block from the first on, again and again; rows : act
+    transposed, [M, r], which the weight-stationary ones stream.
+    """
 
     act: Symbol
     top: Symbol
     factor: str
+    dataflows: tuple[Dataflow, ...] = (Dataflow.OS,)
+    rows: Symbol | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,36 @@ class Product:
         return self.stationary.rows if self.edge == Edge.LEFT else self.stationary.cols
 
 
+class _Weights(NamedTuple):
+    """Operands of weight-stationary tiles."""
+
+    streamed: Streamed
+    stationary: Stationary
+
+    @classmethod
+    def fit(
+        cls, config: AcceleratorConfig, streamed: Symbol, stationary: Symbol, edge: Edge, rows: int
+    ) -> "_Weights":
+        """For blocks of at most that many rows."""
+        return cls(
+            Streamed.fit(config, streamed, rows), Stationary.fit(config, stationary, edge)
+        )  # fmt: skip
+
+
+class _Outputs(NamedTuple):
+    """Operands of output-stationary tiles."""
+
+    left: Deep
+    top: Deep
+
+    @classmethod
+    def fit(cls, config: AcceleratorConfig, left: Symbol, top: Symbol, rows: int) -> "_Outputs":
+        """For blocks of at most that many rows."""
+        return cls(
+            Deep.fit(config, left, Buffer.ACT, rows), Deep.fit(config, top, Buffer.WGT, 1)
+        )  # fmt: skip
+
+
 class _Lowering:
     def __init__(self, builder: PostBuilder, product: Product) -> None:
         self.builder, self.product = builder, product
@@ -120,28 +157,27 @@ class _Lowering:
         # The array may go on with the next product while these sums are quantized.
         builder.resident_high ^= self.plan.resident
         rows = max(block.rows for block in self.plan.blocks)
-        if product.edge is not None:
-            self.streamed = Streamed.fit(config, product.streamed, rows)
-            self.stationary = Stationary.fit(config, product.stationary, product.edge)
-        pairs = {
-            "main": (product.streamed, product.stationary) if product.edge is None else None,
-            "term": (term.act, term.top) if term is not None else None,
-        }
-        self.deep = {
-            name: (
-                Deep.fit(config, pair[0], Buffer.ACT, rows),
-                Deep.fit(config, pair[1], Buffer.WGT, 1),
+        #: How operands are cut, of the main product and of the term, by dataflow.
+        self.operands: dict[tuple[str, Dataflow], _Weights | _Outputs] = {}
+        streamed, stationary, edge = product.streamed, product.stationary, product.edge
+        if edge is None:
+            self.operands["main", Dataflow.OS] = _Outputs.fit(config, streamed, stationary, rows)
+        else:
+            self.operands["main", Dataflow.WS] = _Weights.fit(
+                config, streamed, stationary, edge, rows
             )
-            for name, pair in pairs.items()
-            if pair is not None
-        }
+        if term is not None and Dataflow.OS in term.dataflows:
+            self.operands["term", Dataflow.OS] = _Outputs.fit(config, term.act, term.top, rows)
+        if term is not None and Dataflow.WS in term.dataflows:
+            assert term.rows is not None
+            self.operands["term", Dataflow.WS] = _Weights.fit(
+                config, term.rows, term.top, Edge.TOP, rows
+            )
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
 
-    @property
-    def _load(self) -> int:
+    def _load(self, edge: Edge) -> int:
         """Cycles that a stationary tile takes to enter."""
-        config = self.config
-        return config.left_load if self.product.edge == Edge.LEFT else config.top_load
+        return self.config.left_load if edge == Edge.LEFT else self.config.top_load
 
     def _group(self) -> int:
         """How many blocks should share a bank, one after the other.
@@ -157,31 +193,44 @@ class _Lowering:
             array = tiles * planes[0] * planes[1] * max(product.k, config.rows)
         else:
             tiles = ceil_div(product.k, config.rows)
-            array = tiles * planes[1] * max(self._load, rows * planes[0])
+            array = tiles * planes[1] * max(self._load(product.edge), rows * planes[0])
         post = rows * (1 if product.low_rank is None else 3)
         latency = config.rows + config.cols + HANDOVER
         return ceil_div(latency, max(array - post, 1))
 
     # Array --------------------------------------------------------------------------------------
 
-    def _main(self, block: Block) -> Iterator[Exec]:
-        """The tiles of a block's main product."""
-        config, product = self.config, self.product
-        if product.edge is None:
-            yield from self._output_stationary("main", block, block.base)
-            return
-        wide = product.streamed.itemsize == 2, product.stationary.itemsize == 2
-        for row in range(0, block.rows, self.streamed.rows):
-            rows = min(self.streamed.rows, block.rows - row)
-            for start, end in segments(product.k, self.streamed.bounds(), self.stationary.bounds()):
-                act = self.streamed.at(block.row0 + row, rows, start)
-                wgt = self.stationary.at(block.col0, block.cols, start)
+    def _part(self, name: str, block: Block) -> Iterator[Exec]:
+        """The tiles of a block's main product ("main") or low-rank term ("term")."""
+        term, base = self.product.low_rank, block.base
+        dataflow = Dataflow.OS if self.product.edge is None else Dataflow.WS
+        if name == "term":
+            if term is None:
+                return
+            dataflow = term.dataflows[block.index % len(term.dataflows)]
+            base = block.term_base
+        operands = self.operands[name, dataflow]
+        if isinstance(operands, _Weights):
+            yield from self._weight_stationary(operands, block, base)
+        else:
+            yield from self._output_stationary(operands, block, base)
+
+    def _weight_stationary(self, operands: _Weights, block: Block, base: int) -> Iterator[Exec]:
+        """Weight-stationary tiles of a block, with their sums from accumulator row `base` on."""
+        config, (streamed, stationary) = self.config, operands
+        wide = streamed.symbol.itemsize == 2, stationary.symbol.itemsize == 2
+        depth, load = streamed.symbol.cols, self._load(stationary.edge)
+        for row in range(0, block.rows, streamed.rows):
+            rows = min(streamed.rows, block.rows - row)
+            for start, end in segments(depth, streamed.bounds(), stationary.bounds()):
+                act = streamed.at(block.row0 + row, rows, start)
+                wgt = stationary.at(block.col0, block.cols, start)
                 repeat = ceil_div(end - start, config.rows)
-                passes = (1 + wide[1]) * max(self._load, rows * (1 + wide[0]))
+                passes = (1 + wide[1]) * max(load, rows * (1 + wide[0]))
                 yield Exec(
                     {
                         "dataflow": Dataflow.WS,
-                        "edge": product.edge,
+                        "edge": stationary.edge,
                         "act_wide": int(wide[0]),
                         "wgt_wide": int(wide[1]),
                         "accumulate": int(start > 0),
@@ -193,24 +242,19 @@ class _Lowering:
                         "act_step": act.step,
                         "wgt_stride": wgt.stride,
                         "wgt_step": wgt.step,
-                        "acc_base": block.base + row,
+                        "acc_base": base + row,
                     },
                     act.tile,
                     act.unit,
                     wgt.tile,
                     wgt.unit,
-                    Rows(block.base + row, block.base + row + rows),
+                    Rows(base + row, base + row + rows),
                     repeat * passes,
                 )
 
-    def _term(self, block: Block) -> Iterator[Exec]:
-        """The tiles of a block's low-rank term."""
-        if self.product.low_rank is not None:
-            yield from self._output_stationary("term", block, block.term_base)
-
-    def _output_stationary(self, name: str, block: Block, acc: int) -> Iterator[Exec]:
+    def _output_stationary(self, operands: _Outputs, block: Block, acc: int) -> Iterator[Exec]:
         """Output-stationary tiles of a block, with their sums from accumulator row `acc` on."""
-        config, (left, top) = self.config, self.deep[name]
+        config, (left, top) = self.config, operands
         wide = left.symbol.itemsize == 2, top.symbol.itemsize == 2
         row = 0
         while row < block.rows:
@@ -249,7 +293,7 @@ class _Lowering:
         """Appends the EXECs of a block and returns about how many cycles they take."""
         # Alternating the order of the two kinds halves the drains that weight-stationary tiles
         # must wait for.
-        kinds = [self._main(block), self._term(block)]
+        kinds = [self._part("main", block), self._part("term", block)]
         cycles = 0
         for kind in kinds if block.index % 2 == 0 else kinds[::-1]:
             for item in kind:

@@ -2,8 +2,8 @@
 
 Tensors `program` uint8 [n, 64] and `image` uint8 [size]; everything else is the JSON of metadata
 `step_program`: version, configuration and its digest, phase, base, entry (address of the first
-descriptor), length, runs, read_window and write_window ([first, first after it]), word_base, step,
-symbols and the structure of the layers. The same program gives the same bytes.
+descriptor), length, runs, schedule, read_window and write_window ([first, first after it]),
+word_base, step, symbols and the structure of the layers. The same program gives the same bytes.
 """
 
 import json
@@ -21,6 +21,7 @@ from systolora_sim import layerfile
 from systolora_sim.layer import OUTPUTS, LayerError
 from systolora_sim.layerfile import LayerFileError
 from systolora_sim.memory_map import ALIGNMENT, Symbol
+from systolora_sim.schedules import SCHEDULES
 from systolora_sim.step_program import (
     KINDS,
     PHASES,
@@ -54,6 +55,7 @@ def save_step(path: str | Path, program: StepProgram) -> None:
         "entry": program.address,
         "length": program.length,
         "runs": program.runs,
+        "schedule": program.schedule,
         "read_window": list(program.read_window),
         "write_window": list(program.write_window),
         "word_base": program.word_base,
@@ -287,6 +289,7 @@ def _program(tensors: Mapping[str, layerfile.Stored], metadata: Mapping[str, str
         word_base=content.integer("word_base", 0, (1 << 32) - 1),
         step=content.integer("step", -(1 << 31), (1 << 31) - 1),
         runs=content.integer("runs", 1, (1 << 32) - 1),
+        schedule=content.choice("schedule", SCHEDULES),
         structure=_structure(content, symbols),
     )
     content.equal("entry", program.address)

@@ -91,6 +91,8 @@ class StepProgram:
         What the results are.
     runs : int
         How often one start runs it.
+    schedule : str
+        Which dataflows it has (`schedules`).
     """
 
     config: AcceleratorConfig
@@ -104,6 +106,7 @@ class StepProgram:
     step: int
     structure: Structure
     runs: int = 1
+    schedule: str = "auto"
 
     @property
     def length(self) -> int:
