@@ -11,6 +11,7 @@ from systolora_sim.layerfile import load_layer
 from systolora_sim.lowering import CompileError, compile_layer, compile_product, compile_training
 from systolora_sim.productfile import is_product, load_product
 from systolora_sim.runner import RunError, check_output
+from systolora_sim.schedules import check_schedule
 from systolora_sim.statefile import Options, holds_training, load_state
 from systolora_sim.step_file import load_step, save_step
 from systolora_sim.step_program import StepProgram
@@ -24,6 +25,7 @@ def _training(
     config: AcceleratorConfig,
     phase: str,
     base: int,
+    schedule: str,
     options: Options | None,
     resume: Path | None,
     rescale: bool,
@@ -35,7 +37,7 @@ def _training(
         state = rescale_saturated(state)
     if state.step + steps >= 1 << 31:
         raise RunError(f"step: {state.step} and {steps} more: must stay below 2^31")
-    return compile_training(state, config, phase, base=base)
+    return compile_training(state, config, phase, base=base, schedule=schedule)
 
 
 def compile_file(
@@ -45,6 +47,7 @@ def compile_file(
     *,
     phase: str = "step",
     base: int = 0,
+    schedule: str = "auto",
     steps: int | None = None,
     trains: bool = False,
     options: Options | None = None,
@@ -60,6 +63,7 @@ def compile_file(
     config : the accelerator
     phase : "step", or of layers "forward", "backward" and of training "update"
     base : first address of the image, a multiple of 64
+    schedule : one of `schedules.SCHEDULES`; a product has no choice
     steps : how often one start runs the program, 1 if None
     trains : whether the file is of training even if nothing in it says so
     options, resume, rescale, note : of training, as for `train_runner.train_file`
@@ -79,17 +83,20 @@ def compile_file(
         raise RunError(f"base = {base:#x}: must be a multiple of 64 below 2^{config.address_bits}")
     check_output(out_path, [path] + ([] if resume is None else [Path(resume)]))
     try:
+        check_schedule(schedule)
         if trains or holds_training(path):
             earlier = None if resume is None else Path(resume)
             program = _training(
-                path, config, phase, base, options, earlier, rescale, runs, note
+                path, config, phase, base, schedule, options, earlier, rescale, runs, note
             )  # fmt: skip
         elif is_product(path):
             if phase != "step":
                 raise RunError(f"phase = {phase!r}: a product has none")
             program = compile_product(load_product(path), config, base=base)
         else:
-            program = compile_layer(load_layer(path), config, phase, base=base)
+            program = compile_layer(
+                load_layer(path), config, phase, base=base, schedule=schedule
+            )  # fmt: skip
     except (CompileError, LayerError, RunError) as error:
         message = str(error)
         raise RunError(message if message.startswith(f"{path}") else f"{path}: {message}") from None
@@ -109,7 +116,8 @@ def disassemble_file(path: str | Path) -> str:
     program = load_step(path)
     first, end = program.write_window
     lines = [
-        f"# {program.structure.kind}, phase {program.phase}, configuration {program.config.digest}",
+        f"# {program.structure.kind}, phase {program.phase}, schedule {program.schedule}, "
+        f"configuration {program.config.digest}",
         f"# image {program.base:#x}..{program.address:#x}, written {first:#x}..{end:#x}",
         f"# program at {program.address:#x}, {program.length} descriptors, runs {program.runs}, "
         f"word_base {program.word_base:#x}, step {program.step}",

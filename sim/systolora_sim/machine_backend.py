@@ -59,9 +59,9 @@ def run_program(
     return memory.data
 
 
-def run_layer(layer: Layer, config: AcceleratorConfig) -> LayerResult:
+def run_layer(layer: Layer, config: AcceleratorConfig, schedule: str = "auto") -> LayerResult:
     """`golden.run_layer` as a program; raises CompileError."""
-    program = compile_layer(layer, config)
+    program = compile_layer(layer, config, schedule=schedule)
     result = read_back(program, run_program(program))
     assert isinstance(result, LayerResult)
     return result
@@ -80,12 +80,13 @@ def run_steps(
     steps: int,
     config: AcceleratorConfig,
     progress: Callable[[int], None] | None = None,
+    schedule: str = "auto",
 ) -> TrainingResult:
     """`training.run_steps` as one program that runs `steps` times; raises CompileError.
 
     progress is called after each step with the number of layers done in all of them.
     """
-    program = compile_training(state, config)
+    program = compile_training(state, config, schedule=schedule)
     layers = len(state.layers)
 
     def update(done: int) -> None:
