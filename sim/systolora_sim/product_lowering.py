@@ -26,7 +26,10 @@ from systolora_sim.tiling import (
 )
 from systolora_sim.work import Exec, Post, Rows
 
-__all__ = ["STEP", "LowRank", "Product", "Quantization", "lower_product"]
+__all__ = [
+    "STEP", "LowRank", "Product", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
+    "lower_product", "quantizing", "streaming_ratio",
+]  # fmt: skip
 
 #: About how many cycles a bank's way from the array to the post-processor and back takes beyond the
 #: array's depth and width; only the choice of a group's size depends on it.
@@ -57,7 +60,9 @@ class Quantization:
     target : the tensor, shaped as the device computes it; scale : the name of its Scale; word : the
     seed word without seed and step, or None for nearest even; transposed : the device computes the
     tensor transposed; record : place of the delayed mode's record, or None; streaming : the record
-    is not zero when the program starts, so that sums need not wait for their maximum.
+    is not zero when the program starts, so that sums need not wait for their maximum; running :
+    place of the maximum of the pieces so far where the tensor is one of several pieces that share
+    the record, or None; first, last : whether it is the first or last of them.
     """
 
     target: Symbol
@@ -66,6 +71,61 @@ class Quantization:
     transposed: bool = False
     record: Symbol | None = None
     streaming: bool = False
+    running: Symbol | None = None
+    first: bool = True
+    last: bool = True
+
+
+def quantizing(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str, int]:
+    """Fields of a row operation that quantizes from that element on, but for its Scale."""
+    fields = {
+        "mode": Mode.INT8 if quantize.target.itemsize == 1 else Mode.INT16,
+        "delayed": int(quantize.record is not None),
+    }
+    if quantize.word is not None:
+        steps = (COL_STEP, ROW_STEP) if quantize.transposed else (ROW_STEP, COL_STEP)
+        word = quantize.word + row0 * steps[0] + col0 * steps[1]
+        fields |= {
+            "stochastic": 1,
+            "transposed": int(quantize.transposed),
+            "word0": word & 0xFFFFFFFF,
+        }
+    return fields
+
+
+def begin_maximum(builder: PostBuilder, quantize: Quantization) -> None:
+    """Maxima of a tensor before its first row operation: of this step, and the record."""
+    if quantize.first or quantize.running is None:
+        builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
+    else:
+        builder.post(Opcode.AMAX_LOAD, reads=quantize.running.area(), dst=STEP)
+    if quantize.record is not None:
+        builder.post(Opcode.AMAX_LOAD, reads=quantize.record.area(), dst=RECORD)
+
+
+def streaming_ratio(builder: PostBuilder, quantize: Quantization, ratio: str) -> None:
+    """The Scale that quantizes by the record, which is not zero."""
+    # Also says that the record is what quantizes: clipped values count.
+    builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=RECORD)
+    builder.ratio(ratio, quantize.target.bits, REFERENCE)
+
+
+def late_ratio(builder: PostBuilder, quantize: Quantization, ratio: str) -> None:
+    """The Scale that quantizes by this step's maximum where there is no record."""
+    reference = STEP
+    if quantize.record is not None:
+        reference = REFERENCE
+        builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=STEP)
+    builder.ratio(ratio, quantize.target.bits, reference)
+
+
+def end_maximum(builder: PostBuilder, quantize: Quantization) -> None:
+    """Puts down this step's maximum, as the record or for the next piece."""
+    if quantize.running is not None and not quantize.last:
+        builder.post(Opcode.AMAX_READ, writes=quantize.running.area(), src_a=STEP)
+    elif quantize.record is not None:
+        builder.post(Opcode.AMAX_SELECT, dst=RECORD, src_a=STEP, src_b=RECORD)
+        builder.post(Opcode.AMAX_READ, writes=quantize.record.area(), src_a=RECORD)
 
 
 @dataclass(frozen=True)
@@ -307,20 +367,7 @@ class _Lowering:
         """Fields of a row operation that quantizes from that element on."""
         quantize = self.product.quantize
         assert quantize is not None
-        fields = {
-            "mode": Mode.INT8 if quantize.target.itemsize == 1 else Mode.INT16,
-            "src_a": self.builder.scale(self._ratio),
-            "delayed": int(self.delayed),
-        }
-        if quantize.word is not None:
-            steps = (COL_STEP, ROW_STEP) if quantize.transposed else (ROW_STEP, COL_STEP)
-            word = quantize.word + row0 * steps[0] + col0 * steps[1]
-            fields |= {
-                "stochastic": 1,
-                "transposed": int(quantize.transposed),
-                "word0": word & 0xFFFFFFFF,
-            }
-        return fields
+        return quantizing(quantize, row0, col0) | {"src_a": self.builder.scale(self._ratio)}
 
     def _quantize_block(self, block: Block, **fields: int) -> None:
         """A block of the accumulators to its place in memory."""
@@ -407,25 +454,17 @@ class _Lowering:
         quantize, builder = self.product.quantize, self.builder
         if quantize is None:
             return
-        builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
-        if quantize.record is not None:
-            builder.post(Opcode.AMAX_LOAD, reads=quantize.record.area(), dst=RECORD)
+        begin_maximum(builder, quantize)
         if quantize.streaming:
-            # Also says that the record is what quantizes: clipped values count.
-            builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=RECORD)
-            builder.ratio(self._ratio, quantize.target.bits, REFERENCE)
+            streaming_ratio(builder, quantize, self._ratio)
 
     def _end(self) -> None:
         quantize, builder = self.product.quantize, self.builder
         if quantize is None:
             return
         builder.post(Opcode.COLLECT, dst=STEP)
-        reference = STEP
         if not quantize.streaming:
-            if quantize.record is not None:
-                reference = REFERENCE
-                builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=STEP)
-            builder.ratio(self._ratio, quantize.target.bits, reference)
+            late_ratio(builder, quantize, self._ratio)
         builder.div(quantize.scale, self.product.unit, self._ratio)
         builder.store(quantize.scale)
         spilled = self.just_in_time and not self.plan.resident
@@ -438,9 +477,7 @@ class _Lowering:
             builder.flush()  # what is clipped counts by the last AMAX_SELECT
         if not spilled or self.delayed:
             builder.drop(self._ratio)
-        if quantize.record is not None:
-            builder.post(Opcode.AMAX_SELECT, dst=RECORD, src_a=STEP, src_b=RECORD)
-            builder.post(Opcode.AMAX_READ, writes=quantize.record.area(), src_a=RECORD)
+        end_maximum(builder, quantize)
 
     def _requantize(self, drop: bool) -> None:
         """Puts the row operations that quantize spilled sums into the background."""
