@@ -1,6 +1,7 @@
 """Comparison with the golden model, options and traces of `systolora run --backend rtl`."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,10 @@ def test_options_are_checked():
             {"trace_window": (5, 5), "trace": Path("a.fst")},
             "trace window = 5:5: must be FIRST:LIMIT, increasing",
         ),
+        (
+            {"trace_window": "mismatch", "trace": Path("a.fst")},
+            "a trace of a mismatch without a check",
+        ),
     ):
         with pytest.raises(RunError) as caught:
             RtlOptions(**fields)
@@ -208,7 +213,7 @@ def test_command_line(layer_file, tmp_path, capsys):
     refused("--trace: only with --backend rtl", "--trace", wave)
     refused("--check: only with --backend rtl", "--check", "--backend", "machine")
     refused("wave.txt: a trace must end in .fst or .vcd", *rtl, "--trace", "wave.txt")
-    rule = "must be A:B, two cycles (see systolora run --help)"
+    rule = "must be A:B, two cycles, or mismatch (see systolora run --help)"
     refused(f"argument --trace-window: '7': {rule}", *rtl, "--trace-window", 7)
     no = tmp_path / "no" / "wave.fst"
     refused(f"{no}: cannot be written: No such file or directory", *rtl, "--trace", no)
@@ -227,3 +232,31 @@ def test_a_difference_stops_the_run(layer_file, tmp_path, capsys, monkeypatch):
     assert _run(layer_file, "-o", tmp_path / "out", *rtl) == 2
     assert "error: not as the golden model: H[0, 0] = " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trace_around_a_mismatch(layer_file, tmp_path, capsys, monkeypatch):
+    """Nothing is traced while all is right; a wrong element's last write is in the waveform."""
+    wave, out = tmp_path / "wave.vcd", tmp_path / "out"
+    options = ["--backend", "rtl", "--preset", "tiny", "--check"]
+    options += ["--trace", wave, "--trace-window", "mismatch"]
+    assert _run(layer_file, "-o", out, *options) == 0
+    assert not wave.exists()
+    out.unlink()
+
+    def wrong(layer):
+        result = run_layer(layer)
+        result.tensors["dA"][1, 3] += 1
+        return result
+
+    monkeypatch.setattr("systolora_sim.runner.run_layer", wrong)
+    assert _run(layer_file, "-o", out, *options) == 2
+    message = capsys.readouterr().err
+    found = re.search(
+        r"dA\[1, 3\] = .*last written in cycle (\d+)\); cycles (\d+) to (\d+) are in", message
+    )
+    assert found is not None, message
+    cycle, first, last = map(int, found.groups())
+    assert first <= cycle < last
+    times = [int(line[1:]) for line in wave.read_text().splitlines() if line.startswith("#")]
+    assert (min(times), max(times)) == (10 * first, 10 * last + 5)
+    assert not out.exists()

@@ -139,14 +139,18 @@ def _seed(text: str) -> int:
     return value
 
 
-def _window(text: str) -> tuple[int, int]:
+def _window(text: str) -> tuple[int, int] | str:
+    if text == "mismatch":
+        return text
     first, colon, limit = text.partition(":")
     try:
         if not colon:
             raise ValueError
         return int(first), int(limit)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be A:B, two cycles") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be A:B, two cycles, or mismatch"
+        ) from None
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
@@ -324,9 +328,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--trace-window",
-        metavar="A:B",
+        metavar="A:B|mismatch",
         type=_window,
-        help="rtl: only of the cycles A to B-1, counted from the reset",
+        help="rtl: only of the cycles A to B-1, counted from the reset; or the word mismatch: only "
+        "if --check finds one, of the cycles around it",
     )
     run.add_argument(
         "--build-dir",

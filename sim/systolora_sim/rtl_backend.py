@@ -1,9 +1,10 @@
 """Runs compiled programs on the simulated Verilog of the whole accelerator."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     from systolora_sim.bench.system import SystemResult
 
 __all__ = ["IMAGE_BASE", "RtlOptions", "check_results", "ideal_cycles", "mismatches"]
-__all__ += ["run_on_rtl", "simulator"]
+__all__ += ["run_and_check", "run_on_rtl", "simulator"]
 
 #: Where images lie: beyond what 32 bits address.
 IMAGE_BASE = 1 << 32
+
+#: Cycles in a waveform of a mismatch, before and after the last write of the wrong element: enough
+#: for a product's last tiles, their way through the post-processor and to memory.
+BEFORE, AFTER = 2000, 50
+_CYCLE = re.compile(r"last written in cycle (\d+)")
 
 #: Bytes whose last write the harness records together.
 _WRITE_WORD = 64
@@ -43,25 +49,31 @@ class RtlOptions:
     stall_seed : seed of random stalls on every channel of both buses, None for none
     memory_latency : cycles from a read's address to its data, and from a write's data to its answer
     trace : a waveform to write, .fst or .vcd; None for none
-    trace_window : first cycle in the waveform and the first after it, from the reset; None for all
+    trace_window : first cycle in the waveform and the first after it, from the reset; None for all;
+        "mismatch": only if a result is wrong, in a second run: what happened around its last write
     check : compare with the golden model, element by element
     """
 
     stall_seed: int | None = None
     memory_latency: int = 40
     trace: Path | None = None
-    trace_window: tuple[int, int] | None = None
+    trace_window: tuple[int, int] | Literal["mismatch"] | None = None
     check: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.memory_latency <= 1 << 20:
             raise RunError(f"memory latency = {self.memory_latency}: must be from 1 to {1 << 20}")
-        if self.trace_window is not None:
-            first, limit = self.trace_window
-            if not 0 <= first < limit < 1 << 63:
-                raise RunError(f"trace window = {first}:{limit}: must be FIRST:LIMIT, increasing")
-            if self.trace is None:
-                raise RunError("a trace window without a trace")
+        if self.trace_window is None:
+            return
+        if self.trace is None:
+            raise RunError("a trace window without a trace")
+        if self.trace_window == "mismatch":
+            if not self.check:
+                raise RunError("a trace of a mismatch without a check")
+            return
+        first, limit = self.trace_window
+        if not 0 <= first < limit < 1 << 63:
+            raise RunError(f"trace window = {first}:{limit}: must be FIRST:LIMIT, increasing")
 
 
 def ideal_cycles(program: StepProgram) -> int:
@@ -112,14 +124,16 @@ def run_on_rtl(
     """
     if options.trace is not None:
         runner.check_output(options.trace, [])
-    built = simulator(program.config, build_dir, options.trace)
+    window = options.trace_window
+    file = None if window == "mismatch" else options.trace
+    built = simulator(program.config, build_dir, file)
     with runner.bench_errors():
         from systolora_sim.bench.script import MemoryModel, Trace
         from systolora_sim.bench.system import SystemJob, run_system
 
         trace = None
-        if options.trace is not None:
-            trace = Trace(options.trace, *(options.trace_window or (0, None)))
+        if file is not None and window != "mismatch":
+            trace = Trace(file, *(window or (0, None)))
         latency = options.memory_latency
         job = SystemJob(
             image=program.memory(),
@@ -174,6 +188,39 @@ def mismatches(
     return wrong
 
 
+def run_and_check(
+    program: StepProgram,
+    runs: int,
+    options: RtlOptions,
+    build_dir: Path,
+    progress: bool,
+    golden: Callable[[], TrainingResult | LayerResult],
+) -> "SystemResult":
+    """`run_on_rtl`, and the comparison with the golden results if the options ask for it.
+
+    Raises
+    ------
+    RunError
+        As `run_on_rtl`, and with the first of `mismatches`, if there are any; of them a waveform is
+        written where the options ask for it.
+    """
+    result = run_on_rtl(program, runs, options, build_dir, progress)
+    if not options.check:
+        return result
+    wrong = mismatches(program, result, runs, golden())
+    if not wrong:
+        return result
+    message = _not_golden(wrong)
+    found = _CYCLE.search(wrong[0])
+    if options.trace_window == "mismatch" and found is not None:
+        cycle = int(found[1])
+        window = max(cycle - BEFORE, 0), cycle + AFTER
+        again = replace(options, trace_window=window, check=False)
+        run_on_rtl(program, runs, again, build_dir, progress)
+        message += f"; cycles {window[0]} to {window[1] - 1} are in {options.trace}"
+    raise RunError(message)
+
+
 def check_results(
     program: StepProgram,
     result: "SystemResult",
@@ -181,10 +228,13 @@ def check_results(
     expected: TrainingResult | LayerResult,
 ) -> None:
     """Raises RunError with the first of `mismatches`, if there are any."""
-    wrong = mismatches(program, result, steps, expected)
-    if wrong:
-        more = f"; {len(wrong)} tensors differ" if len(wrong) > 1 else ""
-        raise RunError(f"not as the golden model: {wrong[0]}{more}")
+    if wrong := mismatches(program, result, steps, expected):
+        raise RunError(_not_golden(wrong))
+
+
+def _not_golden(wrong: list[str]) -> str:
+    more = f"; {len(wrong)} tensors differ" if len(wrong) > 1 else ""
+    return f"not as the golden model: {wrong[0]}{more}"
 
 
 def _describe(

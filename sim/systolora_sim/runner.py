@@ -272,7 +272,7 @@ def _on_system(
 ) -> tuple[LayerResult, dict[str, int]]:
     """A layer or product as a program on the simulated accelerator, and its counters."""
     from systolora_sim.lowering import compile_layer, compile_product
-    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, check_results, run_on_rtl
+    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, run_and_check
     from systolora_sim.step_program import read_back
 
     options = options or RtlOptions()
@@ -280,10 +280,11 @@ def _on_system(
         program = compile_product(job, config, base=IMAGE_BASE)
     else:
         program = compile_layer(job, config, base=IMAGE_BASE)
-    run = run_on_rtl(program, 1, options, build_dir, progress)
-    if options.check:
-        golden = run_product_golden(job) if isinstance(job, Product) else run_layer(job)
-        check_results(program, run, 1, golden)
+
+    def golden() -> LayerResult:
+        return run_product_golden(job) if isinstance(job, Product) else run_layer(job)
+
+    run = run_and_check(program, 1, options, build_dir, progress, golden)
     result = read_back(program, run.image)
     assert isinstance(result, LayerResult)
     return result, run.counters

@@ -70,14 +70,14 @@ def _on_rtl(
 ) -> tuple[TrainingResult, dict[str, int]]:
     """All steps in one simulation of the accelerator: the result, and its counters."""
     from systolora_sim.lowering import compile_training
-    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, check_results, run_on_rtl
+    from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, run_and_check
     from systolora_sim.step_program import read_back
 
     options = options or RtlOptions()
     program = compile_training(state, config, base=IMAGE_BASE)
-    run = run_on_rtl(program, steps, options, build_dir, progress)
-    if options.check:
-        check_results(program, run, steps, run_steps(state, steps))
+    run = run_and_check(
+        program, steps, options, build_dir, progress, lambda: run_steps(state, steps)
+    )
     result = read_back(program, run.image, steps)
     assert isinstance(result, TrainingResult)
     return result, run.counters
