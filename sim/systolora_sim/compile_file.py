@@ -116,11 +116,10 @@ def disassemble_file(path: str | Path) -> str:
     program = load_step(path)
     first, end = program.write_window
     lines = [
-        f"# {program.structure.kind}, phase {program.phase}, schedule {program.schedule}, "
-        f"configuration {program.config.digest}",
+        f"# {program.structure.kind}, phase {program.phase}, configuration {program.config.digest}",
         f"# image {program.base:#x}..{program.address:#x}, written {first:#x}..{end:#x}",
         f"# program at {program.address:#x}, {program.length} descriptors, runs {program.runs}, "
-        f"word_base {program.word_base:#x}, step {program.step}",
+        f"word_base {program.word_base:#x}, step {program.step}, schedule {program.schedule}",
     ]
     for name, symbol in sorted(program.symbols.items(), key=lambda item: item[1].address):
         shape = f"[{symbol.rows}, {symbol.cols}]"
