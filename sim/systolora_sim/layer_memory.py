@@ -3,6 +3,7 @@
 Tensors have the names that files give them; beside those
 
 - `<tensor>.sums` of H, dH, dX: sums that wait for their maximum,
+- `<tensor>.running` of what is quantized in pieces: its maximum over those so far,
 - `<tensor>.turned` of H, dH: the same as [N, r], where the schedule needs it,
 - `identity`: the identity matrix, as large as the array has rows, that turns them,
 - `sticky`, `results.sticky`: the sticky bits of copies and updates, and of the products.
@@ -10,7 +11,7 @@ Tensors have the names that files give them; beside those
 Rank-r tensors lie r-major: lora_A [r,d], lora_B^T [r,k], H^T and dH^T [r,N], dB^T [r,k].
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,15 @@ from systolora_sim.memory_map import MemoryMap
 from systolora_sim.product import Product
 from systolora_sim.training import FACTORS, LayerState, TrainingState
 
-__all__ = ["FACTOR_NAMES", "add_layer", "add_product", "add_training", "add_turned"]
+__all__ = [
+    "FACTOR_NAMES", "STACKED", "add_layer", "add_product", "add_training", "add_turned",
+]  # fmt: skip
 
 #: The factors of all rules, which an `Optimizer` has whether its rule uses them or not.
 FACTOR_NAMES = tuple(name for names in FACTORS.values() for name in names)
+
+#: Tensors of layers with one input that lie one behind the other.
+STACKED = ("lora_A", "H.sums", "dH", "dA")
 
 #: Tensors that memory holds transposed.
 TRANSPOSED = ("lora_B", "H", "dH", "dB")
@@ -36,8 +42,19 @@ def _sum_type(bits: int) -> type[np.integer[Any]]:
     return np.int32 if bits == nx.NARROW_BITS else np.int64
 
 
-def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: bool = False) -> None:
-    """A layer's inputs, results, records and status words; its adapter where it is not trained."""
+def add_layer(
+    memory: MemoryMap,
+    layer: Layer,
+    prefix: str = "",
+    *,
+    trained: bool = False,
+    lines: bool = False,
+    pieces: int = 1,
+) -> None:
+    """A layer's inputs, results, records and status words; its adapter where it is not trained.
+
+    lines : rows of H and of its sums are of as many elements in memory; pieces : the batch's.
+    """
     axes = {"N": layer.batch, "d": layer.inputs, "k": layer.outputs, "r": layer.rank}
     for name in layer.present:
         if (trained and name in ADAPTERS) or memory.has(prefix + name):
@@ -60,10 +77,18 @@ def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: boo
         shape = tuple(axes[axis] for axis in shapes[name])
         transposed = name in TRANSPOSED
         dtype = nx.operand_dtype(layer.bits_of(name))
-        memory.add(prefix + name, shape, dtype, writable=True, transposed=transposed)
+        held = {
+            "writable": True,
+            "transposed": transposed,
+            "lines": lines and name == "H",
+            "pieces": pieces if transposed else 1,
+        }
+        memory.add(prefix + name, shape, dtype, **held)
         memory.add_scale(prefix + name, writable=True)
         if name in layer.delayed:
             memory.add_word(f"{prefix}{name}.amax", layer.amax.get(name, 0))
+            if pieces > 1:
+                memory.add_word(f"{prefix}{name}.running")
         product = {
             "H": ("x", "lora_A"),
             "Y": ("x", "weight"),
@@ -71,13 +96,7 @@ def add_layer(memory: MemoryMap, layer: Layer, prefix: str = "", *, trained: boo
             "dX": ("dy", "weight"),
         }[name]
         sums = "Y_acc" if name == "Y" else f"{name}.sums"
-        memory.add(
-            prefix + sums,
-            shape,
-            _sum_type(layer.acc_bits(*product)),
-            writable=True,
-            transposed=transposed,
-        )
+        memory.add(prefix + sums, shape, _sum_type(layer.acc_bits(*product)), **held)
     memory.add_scale(prefix + "Y_acc", writable=True)
     if not layer.is_frozen:
         for name, shape, product in (("dA", "rd", ("x", "dH")), ("dB", "kr", ("H", "dy"))):
@@ -147,18 +166,31 @@ def _share_x(memory: MemoryMap, layer: Layer, prefix: str, seen: dict[str, Layer
             return
 
 
-def add_training(memory: MemoryMap, state: TrainingState) -> None:
-    """All layers of a training run with their masters, and the optimizer's Scales."""
+def add_training(
+    memory: MemoryMap,
+    state: TrainingState,
+    groups: Sequence[Sequence[str]] = (),
+    pieces: int = 1,
+) -> None:
+    """All layers of a training run with their masters, and the optimizer's Scales.
+
+    groups : names of layers that share their input (`sharing`); pieces : of each batch.
+    """
     seen: dict[str, Layer] = {}
+    grouped = {name for names in groups for name in names if len(names) > 1}
     for name, each in state.layers.items():
         prefix = f"{name}/" if name else ""
         _share_x(memory, each.layer, prefix, seen)
-        add_layer(memory, each.layer, prefix, trained=True)
+        lines = name in grouped
+        add_layer(memory, each.layer, prefix, trained=True, lines=lines, pieces=pieces)
         seen[prefix] = each.layer
         _add_adapter(memory, each, prefix)
         word = sum(1 << position for position, bit in enumerate(STICKY) if bit in each.sticky)
         memory.add_word(f"{prefix}sticky", word)
     _add_optimizer(memory, state.optimizer)
+    for names in groups:
+        for tensor in STACKED if len(names) > 1 else ():
+            memory.stack([f"{name}/{tensor}" for name in names])
 
 
 def _add_adapter(memory: MemoryMap, state: LayerState, prefix: str) -> None:

@@ -22,9 +22,12 @@ This is the schedule "auto"; others (`schedules`) take the terms weight stationa
 dB^T and dA output stationary, from H and dH turned to [N, r].
 
 In a step dX comes before Y: what must wait for a tensor's maximum is then quantized while the array
-computes the next product.
+computes the next product. Of layers with the same x, H and dA are one product each (`sharing`). A
+batch may go through all of that in pieces (`pieces`).
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ from systolora.config import AcceleratorConfig
 from systolora.contract import (
     DESCRIPTOR_BYTES,
     PROGRAM_MAX,
+    ROW_STEP,
     STEP_WORD,
     Action,
     Dataflow,
@@ -44,13 +48,15 @@ from systolora.contract import (
 from systolora_sim import numerics as nx
 from systolora_sim.descriptor import encode
 from systolora_sim.layer import Layer
-from systolora_sim.layer_memory import add_layer, add_product, add_training, add_turned
+from systolora_sim.layer_memory import STACKED, add_layer, add_product, add_training, add_turned
 from systolora_sim.limits import CompileError, check_layer
-from systolora_sim.memory_map import MemoryMap
+from systolora_sim.memory_map import MemoryMap, Symbol
+from systolora_sim.pieces import WHOLE, Piece, check_pieces, piece_symbols, pieces_of
 from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
 from systolora_sim.schedules import LayerSchedule, check_schedule, layer_schedule
+from systolora_sim.sharing import input_groups, lower_quantization, stack
 from systolora_sim.staging import stage
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
 from systolora_sim.tokens import place_tokens
@@ -74,13 +80,22 @@ _FORWARD = ("H", "Y", "Y_acc")
 
 
 class _LayerLowering:
-    """The products of one layer."""
+    """The products of one layer, of its batch or a piece of it.
+
+    held : by name, tensors that are not all of what the memory has under that name.
+    """
 
     def __init__(
-        self, builder: PostBuilder, layer: Layer, prefix: str, schedule: LayerSchedule
+        self,
+        builder: PostBuilder,
+        layer: Layer,
+        prefix: str,
+        schedule: LayerSchedule,
+        piece: Piece = WHOLE,
+        held: Mapping[str, Symbol] | None = None,
     ) -> None:
         self.builder, self.layer, self.prefix = builder, layer, prefix
-        self.schedule = schedule
+        self.schedule, self.piece, self.held = schedule, piece, dict(held or {})
         self._turned: set[str] = set()
 
     def name(self, tensor: str) -> str:
@@ -90,15 +105,16 @@ class _LayerLowering:
         return f"{self.prefix}{tensor}.scale"
 
     def symbol(self, tensor: str) -> Any:
-        return self.builder.symbols[self.prefix + tensor]
+        return self.held.get(tensor) or self.builder.symbols[self.prefix + tensor]
 
     def quantization(self, name: str) -> Quantization:
-        layer, word, record = self.layer, None, None
+        layer, piece, word, record, running = self.layer, self.piece, None, None, None
         if name in layer.stochastic:
             tensor = 0x10000 + 8 * layer.index + ("H", "Y", "dH", "dX").index(name)
-            word = nx.seed_word(0, 0, tensor)
+            word = nx.seed_word(0, 0, tensor) + piece.first * ROW_STEP
         if name in layer.delayed:
             record = self.symbol(f"{name}.amax")
+            running = self.symbol(f"{name}.running") if piece.of > 1 else None
         return Quantization(
             target=self.symbol(name),
             scale=self.scale(name),
@@ -106,6 +122,9 @@ class _LayerLowering:
             transposed=name in ("H", "dH"),
             record=record,
             streaming=record is not None and layer.amax.get(name, 0) != 0,
+            running=running,
+            first=piece.number == 0,
+            last=piece.last,
         )
 
     def turn(self, product: str) -> None:
@@ -151,6 +170,7 @@ class _LayerLowering:
                 acc_bits=layer.acc_bits(streamed, stationary),
                 unit=unit,
                 low_rank=low_rank,
+                addend=self.symbol(sums) if name == sums and self.piece.number else None,
                 sums=self.symbol(sums),
                 keep=not sums.endswith(".sums"),
                 quantize=self.quantization(name) if quantized else None,
@@ -196,11 +216,14 @@ class _LayerLowering:
         builder.store(unit)
         self.product("dB", "H", "dy", Edge.TOP, unit)
 
+    def dA_scale(self) -> None:
+        unit = self.scale("dA")
+        self.builder.mul(unit, self.scale("x"), self.scale("dH"))
+        self.builder.store(unit)
+
     def dA(self) -> None:
-        builder, unit = self.builder, self.scale("dA")
-        builder.mul(unit, self.scale("x"), self.scale("dH"))
-        builder.store(unit)
-        self.product("dA", "dH", "x", Edge.TOP, unit)
+        self.dA_scale()
+        self.product("dA", "dH", "x", Edge.TOP, self.scale("dA"))
 
     def dX(self) -> None:
         builder = self.builder
@@ -212,22 +235,101 @@ class _LayerLowering:
             fields["low_rank"] = ("dH", "lora_A")
         self.product("dX", "dy", "weight", Edge.TOP, "#unit", **fields)
 
-    def run(self, phase: str) -> None:
-        """Appends the phase's products, and their sticky bits."""
+    def names(self, phase: str) -> list[str]:
+        """The products of a phase in their order."""
         left_out = set() if self.layer.want_dx else {"dX"}
         if self.layer.is_frozen:
             left_out |= {"H", "dH", "dB", "dA"}
-        names = [name for name in _PRODUCTS[phase] if name not in left_out]
-        if not names:
-            return
+        return [name for name in _PRODUCTS[phase] if name not in left_out]
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What is appended meanwhile sets the layer's sticky bits."""
         word = self.symbol("results.sticky").area()
         self.builder.post(Opcode.STICKY_LOAD, reads=word)
-        for name, following in zip(names, [*names[1:], ""], strict=True):
-            if following in self.schedule.gradients:
-                # While this product runs the turned tensor finds its way through memory.
-                self.turn(following)
-            getattr(self, name)()
+        yield
         self.builder.post(Opcode.STICKY_READ, writes=word)
+
+    def run(self, phase: str) -> None:
+        """Appends the phase's products, and their sticky bits."""
+        names = self.names(phase)
+        if not names:
+            return
+        with self.counting():
+            for name, following in zip(names, [*names[1:], ""], strict=True):
+                if following in self.schedule.gradients:
+                    # While this product runs the turned tensor finds its way through memory.
+                    self.turn(following)
+                getattr(self, name)()
+
+
+class _GroupLowering:
+    """The products of layers with one input.
+
+    layers : they hold their tensors among `STACKED` as parts of `stacks`, by name.
+    """
+
+    def __init__(
+        self, builder: PostBuilder, layers: Sequence[_LayerLowering], stacks: Mapping[str, Symbol]
+    ) -> None:
+        self.builder, self.layers, self.stacks = builder, layers, stacks
+
+    def _each(self, *names: str) -> None:
+        for layer in self.layers:
+            there = [name for name in names if name in layer.names("step")]
+            if there:
+                with layer.counting():
+                    for name in there:
+                        getattr(layer, name)()
+
+    def _product(self, name: str, streamed: str, edge: Edge, sums: str) -> None:
+        first = self.layers[0]
+        lower_product(
+            self.builder,
+            Product(
+                name=f"{first.name(name)} and {len(self.layers) - 1} more",
+                streamed=self.stacks[streamed],
+                stationary=first.symbol("x"),
+                edge=edge,
+                acc_bits=first.layer.acc_bits(streamed, "x"),
+                unit="",
+                addend=self.stacks[sums] if name == sums and first.piece.number else None,
+                sums=self.stacks[sums],
+                keep=True,
+            ),
+        )
+
+    def H(self) -> None:
+        self._product("H", "lora_A", Edge.LEFT, "H.sums")
+        for layer in self.layers:
+            with layer.counting():
+                self.builder.mul("#unit", layer.scale("x"), layer.scale("lora_A"))
+                quantize = layer.quantization("H")
+                lower_quantization(self.builder, layer.symbol("H.sums"), quantize, "#unit")
+                self.builder.drop("#unit")
+
+    def dA(self) -> None:
+        for layer in self.layers:
+            with layer.counting():
+                layer.dB()
+                layer.dA_scale()
+        self._product("dA", "dH", Edge.TOP, "dA")
+
+    def run(self, phase: str) -> None:
+        """Appends the phase's products, and their sticky bits."""
+        if phase in ("step", "backward"):
+            self._each("dH")
+        if phase in ("step", "forward"):
+            self.H()
+        if phase in ("step", "backward"):
+            self._each("dX")
+        if phase in ("step", "forward"):
+            self._each("Y")
+        if phase in ("step", "backward"):
+            if all(each.schedule.gradients["dA"] is Dataflow.WS for each in self.layers):
+                self.dA()
+            else:
+                self._each("dB", "dA")
 
 
 def _check(layer: Layer, config: AcceleratorConfig) -> None:
@@ -431,6 +533,7 @@ def compile_training(
     *,
     base: int = 0,
     schedule: str = "auto",
+    micro_batches: int = 1,
 ) -> StepProgram:
     """One training step of all layers, or a phase of it, as a program that can run again.
 
@@ -446,11 +549,14 @@ def compile_training(
     phase : one of `PHASES`
     base : first address of the image, a multiple of 64
     schedule : one of `schedules.SCHEDULES`, the same for all phases on an image
+    micro_batches : pieces in which each layer's batch goes through the passes before the update,
+        the same for all phases on an image
 
     Raises
     ------
     CompileError
-        If the configuration cannot compute a layer, or there is no such phase or schedule.
+        If the configuration cannot compute a layer, there is no such phase or schedule, or the
+        batch cannot be cut so (`pieces.check_pieces`).
     """
     _phase(phase)
     check_schedule(schedule)
@@ -459,18 +565,20 @@ def compile_training(
             _check(each.layer, config)
         except CompileError as error:
             raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
+    check_pieces(state, micro_batches)
+    groups = input_groups(state)
     memory = MemoryMap(base)
-    add_training(memory, state)
-    dataflows = []
+    add_training(memory, state, groups, micro_batches)
+    schedules = {}
     for index, (name, each) in enumerate(state.layers.items()):
         layer, prefix = each.layer, f"{name}/" if name else ""
-        dataflows.append(layer_schedule(schedule, index))
-        add_turned(memory, layer, prefix, dataflows[-1].turned(layer.want_dx), config.rows)
+        schedules[name] = layer_schedule(schedule, index)
+        turned = schedules[name].turned(layer.want_dx)
+        add_turned(memory, layer, prefix, turned, config.rows)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
-    for index, (name, each) in enumerate(state.layers.items()):
-        prefix = f"{name}/" if name else ""
-        _lower_layer_step(builder, state, each.layer, index, prefix, phase, dataflows[index])
+    for names in groups:
+        _lower_group_step(builder, state, names, phase, schedules, micro_batches)
     structure = Structure(
         kind="training",
         layers=tuple(_structure(each.layer, name, phase) for name, each in state.layers.items()),
@@ -480,39 +588,86 @@ def compile_training(
     return _finish(builder, memory, image, phase, state.seed, state.step, structure, schedule)
 
 
-def _lower_layer_step(
+def _stacked(held: Sequence[dict[str, Symbol]]) -> dict[str, Symbol]:
+    """Tensors of all layers of a group, in whose dictionaries each becomes a part of its own."""
+    stacks = {}
+    for tensor in STACKED:
+        stacks[tensor], members = stack([each[tensor] for each in held])
+        for each, part in zip(held, members, strict=True):
+            each[tensor] = part
+    return stacks
+
+
+def _lower_group_step(
     builder: PostBuilder,
     state: TrainingState,
-    layer: Layer,
+    names: Sequence[str],
+    phase: str,
+    schedules: Mapping[str, LayerSchedule],
+    micro_batches: int,
+) -> None:
+    """Appends a step's part of layers with one input."""
+    symbols = builder.symbols
+    prefixes = [f"{name}/" if name else "" for name in names]
+    layers = [state.layers[name].layer for name in names]
+    batches: list[_LayerLowering | _GroupLowering] = []
+    held: list[dict[str, Symbol]] = []
+    for piece in pieces_of(layers[0].batch, micro_batches):
+        held = [
+            {name: symbols[prefix + name] for name in STACKED}
+            | piece_symbols(symbols, prefix, piece)
+            for prefix in prefixes
+        ]
+        stacks = _stacked(held) if len(names) > 1 else {}
+        lowerings = [
+            _LayerLowering(builder, layer, prefix, schedules[name], piece, own)
+            for layer, prefix, name, own in zip(layers, prefixes, names, held, strict=True)
+        ]
+        batches.append(
+            _GroupLowering(builder, lowerings, stacks) if len(names) > 1 else lowerings[0]
+        )
+    if phase in ("step", "forward"):
+        for prefix, own in zip(prefixes, held, strict=True):
+            with _counting(builder, prefix):
+                for tensor in ("lora_B", "lora_A"):  # in the order of their use
+                    copy = own.get(tensor) or symbols[prefix + tensor]
+                    lower_working_copy(builder, symbols[f"{prefix}{tensor}.master"], copy)
+    for batch in batches:
+        batch.run(phase)
+    if phase in ("step", "update"):
+        for name, prefix, own in zip(names, prefixes, held, strict=True):
+            index = list(state.layers).index(name)
+            with _counting(builder, prefix):
+                _lower_updates(builder, state, index, prefix, own)
+
+
+def _lower_updates(
+    builder: PostBuilder,
+    state: TrainingState,
     index: int,
     prefix: str,
-    phase: str,
-    dataflows: LayerSchedule,
+    held: Mapping[str, Symbol],
 ) -> None:
-    """Appends one layer's part of a step."""
+    """Appends the updates of one layer's masters."""
     symbols = builder.symbols
-    word = symbols[f"{prefix}sticky"].area()
-    if phase in ("step", "forward"):
-        builder.post(Opcode.STICKY_LOAD, reads=word)
-        for name in ("lora_B", "lora_A"):  # in the order of their use
-            lower_working_copy(
-                builder, symbols[f"{prefix}{name}.master"], symbols[f"{prefix}{name}"]
-            )
-        builder.post(Opcode.STICKY_READ, writes=word)
-    _LayerLowering(builder, layer, prefix, dataflows).run(phase)
-    if phase not in ("step", "update"):
-        return
     rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)
-    builder.post(Opcode.STICKY_LOAD, reads=word)
     for offset, (name, gradient) in enumerate((("lora_A", "dA"), ("lora_B", "dB"))):
         lower_update(
             builder,
             rule,
             symbols[f"{prefix}{name}.master"],
             symbols.get(f"{prefix}{name}.momentum"),
-            symbols[prefix + gradient],
+            held.get(gradient) or symbols[prefix + gradient],
             2 * index + offset,
         )
+
+
+@contextmanager
+def _counting(builder: PostBuilder, prefix: str) -> Iterator[None]:
+    """What is appended meanwhile sets the sticky bits of a layer's state."""
+    word = builder.symbols[f"{prefix}sticky"].area()
+    builder.post(Opcode.STICKY_LOAD, reads=word)
+    yield
     builder.post(Opcode.STICKY_READ, writes=word)
 
 

@@ -28,7 +28,7 @@ from systolora_sim.memory_map import ALIGNMENT, Area, Symbol, View
 from systolora_sim.post_builder import MAX_ROWS, PostBuilder
 from systolora_sim.product_lowering import STEP
 
-__all__ = ["UpdateRule", "lower_update", "lower_working_copy"]
+__all__ = ["UpdateRule", "blocks", "lower_update", "lower_working_copy", "parts"]
 
 #: Streams of random words (numerics section 6).
 STREAM_W, STREAM_DECAY, STREAM_V, STREAM_G = range(4)
@@ -41,14 +41,14 @@ _INTO_W: dict[str, int] = _SUM | {"negate": 1, "status": Status.MASTER}
 _INTO_V: dict[str, int] = _SUM | {"status": Status.MOMENTUM}
 
 
-def _blocks(symbol: Symbol, cols: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+def blocks(symbol: Symbol, cols: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
     """(row0, rows, col0, cols) of parts of a tensor."""
     for col in range(0, symbol.cols, cols):
         for row in range(0, symbol.rows, rows):
             yield row, min(rows, symbol.rows - row), col, min(cols, symbol.cols - col)
 
 
-def _parts(
+def parts(
     master: Symbol, copy: Symbol, cols: int
 ) -> Iterator[tuple[int, int, Area | View, Area | View]]:
     """(rows, cols, from, to) of row operations that go through two tensors of one shape.
@@ -60,7 +60,7 @@ def _parts(
     line = max(ALIGNMENT, cols)
     width = master.stride // master.itemsize
     if width != copy.stride // copy.itemsize or width % line:
-        for block in _blocks(master, cols, MAX_ROWS):
+        for block in blocks(master, cols, MAX_ROWS):
             yield block[1], block[3], master.area(*block), copy.area(*block)
         return
 
@@ -80,9 +80,9 @@ def lower_working_copy(builder: PostBuilder, master: Symbol, copy: Symbol) -> No
 
     The Scale `<master>.scale` is given, `<copy>.scale` is stored.
     """
-    parts = list(_parts(master, copy, builder.config.cols))
+    operations = list(parts(master, copy, builder.config.cols))
     builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
-    for rows, cols, source, _ in parts:
+    for rows, cols, source, _ in operations:
         builder.rows(rows, cols, source, mode=Mode.RAW, amax=1)
     builder.post(Opcode.COLLECT, dst=STEP)
     builder.ratio("#ratio", copy.bits, STEP)
@@ -90,7 +90,7 @@ def lower_working_copy(builder: PostBuilder, master: Symbol, copy: Symbol) -> No
     builder.store(f"{copy.name}.scale")
     ratio = builder.scale("#ratio")
     mode = Mode.INT8 if copy.itemsize == 1 else Mode.INT16
-    for rows, cols, source, out in parts:
+    for rows, cols, source, out in operations:
         builder.rows(rows, cols, source, out, mode=mode, src_a=ratio)
     builder.drop("#ratio")
 
@@ -156,7 +156,7 @@ class _Update:
         bank = builder.config.bank_depth
         limit = min(bank, MAX_ROWS)
         turn = 0
-        for row, rows, col, cols in _blocks(self.master, builder.config.cols, limit):
+        for row, rows, col, cols in blocks(self.master, builder.config.cols, limit):
             if turn + rows > bank:
                 turn = 0
             bank_w, bank_u = turn, bank + turn

@@ -1,0 +1,93 @@
+"""Layers with one input: products that read it are computed for all of them at once.
+
+In memory the working copies of lora_A lie one behind the other, and so do the sums of H^T, dH^T and
+dA: for the array each is one tensor with the rows of all layers. A tile of x that is in the
+buffers, or in the array, then serves every layer. The rows have no more in common than that: each
+layer's H is quantized by itself, from memory, with its own maximum, Scale and sticky bits.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from systolora.contract import Mode, Opcode
+from systolora_sim.layer import Layer
+from systolora_sim.memory_map import Part, Symbol
+from systolora_sim.post_builder import MAX_ROWS, PostBuilder
+from systolora_sim.product_lowering import (
+    STEP,
+    Quantization,
+    begin_maximum,
+    end_maximum,
+    late_ratio,
+    quantizing,
+    streaming_ratio,
+)
+from systolora_sim.training import TrainingState
+from systolora_sim.update_lowering import blocks, parts
+
+__all__ = ["input_groups", "lower_quantization", "stack"]
+
+
+def _key(layer: Layer) -> tuple[object, ...]:
+    """What layers of a group have in common: x with its Scale, and the types of their tensors."""
+    data = hashlib.sha256(layer.x.tobytes()).digest()
+    bits = tuple(layer.bits_of(name) for name in ("x", "lora_A", "dH"))
+    return layer.x.shape, layer.scales["x"], bits, data
+
+
+def input_groups(state: TrainingState) -> list[tuple[str, ...]]:
+    """The names of the layers in groups with the same input, in the order of their first ones."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, each in state.layers.items():
+        groups.setdefault(_key(each.layer), []).append(name)
+    return [tuple(names) for names in groups.values()]
+
+
+def stack(symbols: Sequence[Symbol]) -> tuple[Symbol, list[Symbol]]:
+    """Tensors that lie one behind the other as one tensor, and each as a part of it."""
+    first = symbols[0]
+    name = f"{first.name} and {len(symbols) - 1} more"
+    whole = replace(first, name=name, rows=sum(symbol.rows for symbol in symbols))
+    members: list[Symbol] = []
+    row = 0
+    for symbol in symbols:
+        assert symbol.address == whole.at(row) and symbol.stride == whole.stride, symbol
+        own = {field.name: getattr(symbol, field.name) for field in fields(Symbol)}
+        members.append(Part(**own, whole=whole, first=row))
+        row += symbol.rows
+    return whole, members
+
+
+def lower_quantization(
+    builder: PostBuilder, sums: Symbol, quantize: Quantization, unit: str
+) -> None:
+    """Appends the quantization of sums in memory, whose Scale is `unit`."""
+    target, cols = quantize.target, builder.config.cols
+    ratio = f"#ratio {target.name}"
+    if quantize.word is None:
+        operations = [({}, *each) for each in parts(sums, target, cols)]
+    else:  # random words need rows and columns
+        operations = [
+            (quantizing(quantize, row, col), rows, count, sums.area(*place), target.area(*place))
+            for place in blocks(sums, cols, MAX_ROWS)
+            for row, rows, col, count in (place,)
+        ]
+    begin_maximum(builder, quantize)
+    if quantize.streaming:
+        streaming_ratio(builder, quantize, ratio)
+    else:
+        for _, rows, count, source, _ in operations:
+            builder.rows(rows, count, source, mode=Mode.RAW, amax=1)
+        builder.post(Opcode.COLLECT, dst=STEP)
+        late_ratio(builder, quantize, ratio)
+    for words, rows, count, source, out in operations:
+        given = quantizing(quantize) | words
+        given |= {"src_a": builder.scale(ratio), "amax": int(quantize.streaming)}
+        builder.rows(rows, count, source, out, **given)
+    if quantize.streaming:
+        builder.post(Opcode.COLLECT, dst=STEP)
+    builder.div(quantize.scale, unit, ratio)
+    builder.store(quantize.scale)
+    builder.drop(ratio)
+    end_maximum(builder, quantize)
