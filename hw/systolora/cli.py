@@ -231,6 +231,16 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--schedule",
+        metavar="NAME",
+        default="auto",
+        help="dataflow of products that have a choice, the low-rank terms and gradients: auto "
+        "(default), ws, os or mixed; the results stay the same",
+    )
+
+
 def _configuration(args: argparse.Namespace) -> AcceleratorConfig:
     """The configuration that the options describe; raises ConfigError."""
     if args.config is not None:
@@ -298,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what computes: the golden model (default), the functional machine or the simulated "
         "Verilog",
     )
+    _add_schedule(run)
     _add_training(run)
     run.add_argument(
         "--json", metavar="FILE", type=Path, help="also write what ran, and its cycles and counters"
@@ -372,6 +383,7 @@ def _add_compile(commands: "argparse._SubParsersAction[_Parser]") -> None:
         default=0,
         help="first address of the image, a multiple of 64, default 0",
     )
+    _add_schedule(compiler)
     _add_training(compiler)
     _add_configuration(compiler)
     compiler.set_defaults(function=_compile)
@@ -397,6 +409,7 @@ def _compile(args: argparse.Namespace) -> None:
         config,
         phase=args.phase,
         base=args.base,
+        schedule=args.schedule,
         steps=args.steps,
         trains=_trains(args),
         options=Options(optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay),
@@ -551,6 +564,7 @@ def _run(args: argparse.Namespace) -> None:
             **({} if args.memory_latency is None else {"memory_latency": args.memory_latency}),
         )
         common = {
+            "schedule": args.schedule,
             "json_path": args.json,
             "rtl": simulation,
             "build_dir": args.build_dir,

@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from systolora.contract import Edge
+from systolora.contract import Dataflow, Edge
 from systolora_sim.layer import Layer
 from systolora_sim.product import Product
+from systolora_sim.schedules import layer_schedule
 from systolora_sim.training import TrainingState
 
 __all__ = ["ProductRecord", "bare_record", "product_records", "step_macs"]
@@ -15,8 +16,9 @@ __all__ = ["ProductRecord", "bare_record", "product_records", "step_macs"]
 class ProductRecord:
     """What one product was and cost.
 
-    m, k, n : shape of the main product as the device computes it, [m, k] times [k, n]; passes : of
-    the array, by byte planes; macs : multiplications with true operands, m * k * n * passes plus
+    m, k, n : shape of the main product as the device computes it, [m, k] times [k, n]; dataflow : of
+    the main product, then of the low-rank term, with a slash where its blocks alternate; passes :
+    of the array, by byte planes; macs : multiplications with true operands, m * k * n * passes plus
     those of the low-rank term; cycles : None where time does not exist.
     """
 
@@ -65,8 +67,9 @@ _SHAPES = {
 }
 
 
-def product_records(layer: Layer) -> list[ProductRecord]:
+def product_records(layer: Layer, schedule: str = "auto") -> list[ProductRecord]:
     """The products of a layer in the order in which they run, their cycles unknown."""
+    dataflows = layer_schedule(schedule, layer.index)
     axes = {"N": layer.batch, "d": layer.inputs, "k": layer.outputs, "r": layer.rank}
     records = []
     for name in _names(layer):
@@ -77,6 +80,10 @@ def product_records(layer: Layer) -> list[ProductRecord]:
         low_rank = None if layer.is_frozen else shape.low_rank
         if low_rank is not None:
             macs += m * layer.rank * n * _passes(layer, *low_rank)
+        main = dataflows.gradients.get(name, Dataflow.WS)
+        names = [main.name]
+        if low_rank is not None:
+            names.append("/".join(each.name for each in dataflows.terms[name]))
         records.append(
             ProductRecord(
                 name=name,
@@ -84,8 +91,8 @@ def product_records(layer: Layer) -> list[ProductRecord]:
                 m=m,
                 k=k,
                 n=n,
-                dataflow="WS" if low_rank is None else "WS+OS",
-                edge=shape.edge.name.lower(),
+                dataflow="+".join(names),
+                edge="" if main is Dataflow.OS else shape.edge.name.lower(),
                 passes=passes,
                 macs=macs,
             )

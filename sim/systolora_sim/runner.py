@@ -25,6 +25,7 @@ from systolora_sim.limits import CompileError
 from systolora_sim.product import Product, run_product_golden
 from systolora_sim.productfile import is_product, load_product
 from systolora_sim.products import ProductRecord, bare_record, product_records
+from systolora_sim.schedules import check_schedule
 
 if TYPE_CHECKING:
     from systolora_sim.rtl_backend import RtlOptions
@@ -197,6 +198,7 @@ def run_file(
     backend: str,
     config: AcceleratorConfig,
     *,
+    schedule: str = "auto",
     json_path: str | Path | None = None,
     rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
@@ -212,6 +214,7 @@ def run_file(
         an adapter (`layerfile`) or a bare product (`productfile`)
     backend : one of `BACKENDS`
     config : the accelerator; the golden model's results do not depend on it
+    schedule : machine and rtl: one of `schedules.SCHEDULES`; a product has no choice
     json_path : where the JSON goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -235,16 +238,17 @@ def run_file(
     result: LayerResult
     counters: dict[str, int] = {}
     try:
+        check_schedule(schedule)
         if backend == "golden":
             result = run_product_golden(job) if isinstance(job, Product) else run_layer(job)
         elif backend == "machine":
-            result = _on_machine(job, config)
+            result = _on_machine(job, config, schedule)
         else:
             build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
-            result, counters = _on_system(job, config, rtl, build_dir, progress)
+            result, counters = _on_system(job, config, schedule, rtl, build_dir, progress)
     except CompileError as error:
         raise RunError(f"{layer_path}: {error}") from None
-    records = [bare_record(job)] if isinstance(job, Product) else product_records(job)
+    records = [bare_record(job)] if isinstance(job, Product) else product_records(job, schedule)
     write_result(out_path, result)
     if json_path is not None:
         kind = "product" if isinstance(job, Product) else "layer"
@@ -254,18 +258,19 @@ def run_file(
         write_json(json_path, report)
 
 
-def _on_machine(job: Layer | Product, config: AcceleratorConfig) -> LayerResult:
+def _on_machine(job: Layer | Product, config: AcceleratorConfig, schedule: str) -> LayerResult:
     """A layer or product as a program on the functional machine."""
     from systolora_sim import machine_backend
 
     if isinstance(job, Product):
         return machine_backend.run_product(job, config)
-    return machine_backend.run_layer(job, config)
+    return machine_backend.run_layer(job, config, schedule)
 
 
 def _on_system(
     job: Layer | Product,
     config: AcceleratorConfig,
+    schedule: str,
     options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
@@ -279,7 +284,7 @@ def _on_system(
     if isinstance(job, Product):
         program = compile_product(job, config, base=IMAGE_BASE)
     else:
-        program = compile_layer(job, config, base=IMAGE_BASE)
+        program = compile_layer(job, config, base=IMAGE_BASE, schedule=schedule)
 
     def golden() -> LayerResult:
         return run_product_golden(job) if isinstance(job, Product) else run_layer(job)

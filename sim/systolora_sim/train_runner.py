@@ -15,6 +15,7 @@ from systolora_sim.calibrate import to_float
 from systolora_sim.layer import LayerError
 from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
+from systolora_sim.schedules import check_schedule
 from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
 from systolora_sim.training import (
     TrainingResult,
@@ -64,6 +65,7 @@ def _on_rtl(
     state: TrainingState,
     steps: int,
     config: AcceleratorConfig,
+    schedule: str,
     options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
@@ -74,7 +76,7 @@ def _on_rtl(
     from systolora_sim.step_program import read_back
 
     options = options or RtlOptions()
-    program = compile_training(state, config, base=IMAGE_BASE)
+    program = compile_training(state, config, base=IMAGE_BASE, schedule=schedule)
     run = run_and_check(
         program, steps, options, build_dir, progress, lambda: run_steps(state, steps)
     )
@@ -93,6 +95,7 @@ def train_file(
     steps: int | None = None,
     resume: str | Path | None = None,
     rescale: bool = False,
+    schedule: str = "auto",
     json_path: str | Path | None = None,
     rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
@@ -113,6 +116,7 @@ def train_file(
     resume : an earlier output whose state takes the place of the layer file's; it may be `out_path`
     rescale : whether masters and momenta that saturated get larger scales before the first step
         (`training.rescale_saturated`)
+    schedule : machine and rtl: one of `schedules.SCHEDULES`
     json_path : where the report goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -151,14 +155,15 @@ def train_file(
     if backend != "golden":
         _check_layers(state, config, layer_path)
     try:
+        check_schedule(schedule)
         if backend == "rtl":
-            result, counters = _on_rtl(state, steps, config, rtl, build_dir, progress)
+            result, counters = _on_rtl(state, steps, config, schedule, rtl, build_dir, progress)
         else:
             with bar(steps * len(state.layers), progress, backend) as update:
                 if backend == "machine":
                     from systolora_sim import machine_backend
 
-                    result = machine_backend.run_steps(state, steps, config, update)
+                    result = machine_backend.run_steps(state, steps, config, update, schedule)
                 else:
                     result = run_steps(state, steps, None, update)
     except CompileError as error:
