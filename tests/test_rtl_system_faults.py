@@ -15,6 +15,7 @@ from systolora.contract import (
     DESCRIPTOR_BYTES,
     PROGRAM_MAX,
     REGISTERS,
+    STICKY,
     Action,
     Buffer,
     Fault,
@@ -34,6 +35,7 @@ from systolora_sim.bench.script import (
     wait_irq,
     write,
 )
+from systolora_sim.bench.system import start_commands
 from systolora_sim.descriptor import decode, encode
 from systolora_sim.system_checks import load_reads, post_reads, post_writes
 
@@ -182,16 +184,43 @@ def test_programs_as_a_whole(tiny, tmp_path):
     assert ends[0].index == good.length - 1 and ends[2].index == 1
 
 
-def test_tokens_at_most(tiny):
-    """255 tokens may be outstanding in a channel, and not one more."""
-    nop = encode(Kind.POST, {"opcode": Opcode.NOP, "signal_stream": 1})
+#: A giver with its signal, a taker with its wait, of every channel.
+CHANNELS = [
+    (Kind.LOAD, "signal_exec", Kind.EXEC, "wait_load"),
+    (Kind.EXEC, "signal_load", Kind.LOAD, "wait_exec"),
+    (Kind.EXEC, "signal_post", Kind.POST, "wait_exec"),
+    (Kind.POST, "signal_exec", Kind.EXEC, "wait_post"),
+    (Kind.POST, "signal_load", Kind.LOAD, "wait_store"),
+    (Kind.POST, "signal_stream", Kind.POST, "wait_store"),
+]
+#: One of each kind that runs.
+VALID = {
+    Kind.LOAD: {"rows": 1, "row_bytes": 8, "address": BASE},
+    Kind.EXEC: {"repeat": 1, "length": 1, "cols": 1, "last": 1},
+    Kind.POST: {"opcode": Opcode.AMAX_LOAD, "in_address": BASE},
+}
+
+
+@pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: f"{channel[1]}-{channel[3]}")
+def test_tokens_at_most(tiny, tmp_path, channel):
+    """255 may be outstanding, and not one more; every wait takes one; the last is not there."""
+    giver, signal, taker, wait_ = channel
+    give, take = encode(giver, VALID[giver] | {signal: 1}), encode(taker, VALID[taker] | {wait_: 1})
     end = encode(Kind.CONTROL, {"action": Action.END})
     good = Case.random("tiny", SEED)
-    for count, fault in ((255, Fault.NONE), (256, Fault.TOKEN)):
-        case = good.with_program([*[nop] * count, end])
-        result = rtl_run(tiny, case)
-        assert compare(case, result).fault is fault
-        assert result.index == (255 if fault else 0)
+    wanted = [
+        ([*[give] * 255, take, give, end], Fault.NONE, 0),
+        ([give] * 256, Fault.TOKEN, 255),
+        ([give, give, take, take, take], Fault.TOKEN, 4),
+        ([take, give], Fault.TOKEN, 0),
+    ]
+    script = Script(tmp_path)
+    for parts, _, _ in wanted:
+        script.run(good.with_program(parts))
+    ends, _ = script.execute(tiny, good)
+    for (parts, fault, index), result in zip(wanted, ends, strict=True):
+        assert (result.fault, result.index) == (fault, index)
+        compare_end(good.with_program(parts), result)
 
 
 def test_a_fault_in_a_later_run(tiny):
@@ -551,6 +580,24 @@ def test_interrupt(tiny, tmp_path):
     assert result.events[events[5] + 1]["value"] == 0b10
 
 
+def test_sticky_bits_that_software_clears(tiny, tmp_path):
+    """They are gone, before and after the next start; other bits stay."""
+    case = Case.random("tiny", SEED + 1)
+    assert {"acc_sat", "momentum_range"} <= machine_run(case)[0].sticky
+    quiet = case.with_program([encode(Kind.CONTROL, {"action": Action.END})])
+    bit = 1 << STICKY.index("acc_sat")
+    script = Script(tmp_path)
+    script.run(case)
+    before = script.add(read("STICKY"), write("STICKY", bit), read("STICKY"))
+    script.add(*start_commands(quiet.job()))
+    script.add(wait_irq(5000))
+    after = script.add(read("STICKY"))
+    _, result = script.execute(tiny, case)
+    bits = result.events[before]["value"]
+    assert bits & bit
+    assert result.events[before + 2]["value"] == result.events[after]["value"] == bits & ~bit != 0
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
@@ -670,6 +717,42 @@ def test_edges_of_the_windows(name, tmp_path):
         if case.read_window[0] < case.read_window[1] and case.write_window[1]:
             # And the harness sees that nothing reaches the bus from outside
             assert rtl_run(simulator, case).fault is ends[0].fault
+
+
+@pytest.mark.parametrize("name", ["tiny", "8x8s8"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_row_at_the_edge_of_a_window(name, offset):
+    """What a POST reads counts in whole beats, what it writes in bytes."""
+    simulator = system_simulator(name)
+    config = CONFIGS[name]
+    beat, row = config.bus_bytes, config.cols  # one byte each
+    image = np.random.default_rng(SEED).integers(0, 256, SIZE, dtype=np.uint8)
+    program = BASE + 0x4000
+    place = offset * row % beat
+    below, above = program - beat + place, program + 0x200 + place
+    blank = Case(config, image, program, 1, READ, WRITE)
+    for address in (below, above):
+        builder = ProgramBuilder()
+        builder.post(
+            Opcode.ROWS, rows=1, cols=config.cols, source=Source.STREAM, mode=Mode.INT8,
+            in_address=address, out_address=BASE + HALF + place,
+        )  # fmt: skip
+        builder.control(Action.END)
+        case = blank.with_program(builder.parts)
+        first = min(address // beat * beat, program)
+        last = max(address // beat * beat + beat, program + 128)
+        out = BASE + HALF + place
+        windows = [
+            ((first, last), (out, out + row), Fault.NONE),
+            ((first + 1, last), (out, out + row), Fault.WINDOW),
+            ((first, last - 1), (out, out + row), Fault.WINDOW),
+            ((first, last), (out + 1, out + row), Fault.WINDOW),
+            ((first, last), (out, out + row - 1), Fault.WINDOW),
+        ]
+        for read_window, write_window, fault in windows:
+            one = replace(case, read_window=read_window, write_window=write_window)
+            result = rtl_run(simulator, one)
+            assert compare(one, result).fault is fault
 
 
 # What a broken program leaves ---------------------------------------------------------------------
