@@ -94,6 +94,29 @@ def test_schedules_do_not_change_a_bit(array, case):
         assert same(got, want)
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("array", ["4x4s1", "8x16s4"])
+def test_layers_with_one_input_and_micro_batches(array, pieces):
+    """Products of several layers at once, and batches in pieces, leave the same bits."""
+    shapes = [(20, 14, 17, 3), (20, 14, 9, 5), (20, 14, 30, 2)]
+    records = {"H": 900, "Y": 5000, "dH": 1000, "dX": 4000}
+    fields = {"delayed": OUTPUTS, "stochastic": OUTPUTS, "amax": records} if pieces > 1 else {}
+    state = random_state(SEED, shapes, "momentum", **fields)
+    first = state.layers["layer0"].layer
+    for each in state.layers.values():
+        each.layer.x, each.layer.scales["x"] = first.x, first.scales["x"]
+    want = run_steps(state, 2)
+    for schedule in SCHEDULES:
+        program = compile_training(
+            state, ARRAYS[array], schedule=schedule, micro_batches=pieces
+        )  # fmt: skip
+        got = read_back(program, run_program(program, 2), 2)
+        assert isinstance(got, TrainingResult)
+        for name, result in want.results.items():
+            got.results[name].sticky = result.sticky
+        assert same(got, want)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_layers(seed):
     """Shapes, widths and modes at random, with and without dX, buffers from scarce to plenty."""
