@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from simulated import CONFIGS
+from systolora.cli import main
 from systolora.config import AcceleratorConfig, preset
 from systolora_sim.bench.cases import random_state
 from systolora_sim.limits import CompileError
 from systolora_sim.lowering import compile_training
 from systolora_sim.machine_backend import run_program
-from systolora_sim.memory_map import cut
+from systolora_sim.memory_map import Symbol, cut
 from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, mismatches, run_on_rtl
 from systolora_sim.runner import BUILD_DIR
+from systolora_sim.step_file import load_step
 from systolora_sim.step_program import read_back
 from systolora_sim.training import TrainingResult, TrainingState, run_steps
 from test_lowering import ODD
@@ -142,3 +145,75 @@ def test_what_has_no_scale_yet_is_refused():
     refused(good, 6, r"layer layer1: micro-batches = 6: must be at most N = 5")
     refused(good, 0, r"micro-batches = 0: must be at least 1")
     compile_training(late, TINY, micro_batches=1)
+
+
+# Files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layers(tmp_path) -> Path:
+    """Two layers of float32 tensors with one x, in all the modes that pieces need."""
+    rng = np.random.default_rng(SEED)
+    x, tensors = rng.normal(size=(7, 9)).astype(np.float32), {}
+    for name in ("q", "v"):
+        tensors[f"{name}/x"] = x
+        for tensor, shape in (
+            ("weight", (6, 9)), ("lora_A", (2, 9)), ("lora_B", (6, 2)), ("dy", (7, 6)),
+        ):  # fmt: skip
+            tensors[f"{name}/{tensor}"] = rng.normal(size=shape).astype(np.float32)
+        tensors[f"{name}/gain"] = np.array([0.5], np.float32)
+    modes = {"want_dx": "1", "delayed": "H,Y,dH,dX", "stochastic": "H,Y,dH,dX"}
+    metadata = {f"{name}/{key}": value for name in ("q", "v") for key, value in modes.items()}
+    path = tmp_path / "layers.safetensors"
+    save_file(tensors, path, metadata)
+    return path
+
+
+def test_run_and_compile(layers, tmp_path, capsys):
+    first, whole, out = (tmp_path / name for name in ("first", "whole", "out"))
+
+    def run(command: str, *args: object) -> int:
+        return main([command, *map(str, (layers, "-o", *args))])
+
+    assert run("run", first, "--optimizer", "lion", "--lr", 0.01) == 0
+    again = ["--resume", first, "--steps", 2]
+    assert run("run", whole, *again) == 0
+    for backend in ("golden", "machine", "rtl"):
+        pieces = ["--micro-batches", 3, "--backend", backend, "--preset", "tiny", "-q"]
+        assert run("run", out, *again, *pieces) == 0
+        assert out.read_bytes() == whole.read_bytes()
+    assert run("compile", out, *again, "--micro-batches", 3, "--preset", "tiny") == 0
+    program = load_step(out)
+    assert program.symbols["q/H"].pieces == 3
+    got = read_back(program, run_program(program, 2), 2)
+    assert isinstance(got, TrainingResult)
+    held = load_file(whole)
+    assert np.array_equal(got.results["v"].tensors["dH"], held["v/dH"])
+    assert np.array_equal(got.state.layers["v"].a.w, held["v/lora_A.master"])
+    capsys.readouterr()
+    assert main(["disasm", str(out)]) == 0
+    assert "q/H int8 [2, 7] stride 64, 3 pieces of columns every 128" in capsys.readouterr().out
+
+
+def test_options_that_cannot_be(layers, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    args = [str(layers), "-o", out, "--optimizer", "sgd", "--lr", "0.1", "--micro-batches"]
+    for command, count, message in (
+        ("run", "2", "layer q: micro-batches = 2: H has no record of an earlier step: must be"),
+        ("compile", "2", "layer q: micro-batches = 2: H has no record of an earlier step: must be"),
+        ("run", "0", "micro-batches = 0: must be at least 1"),
+        ("run", "8", "layer q: micro-batches = 8: must be at most N = 7"),
+    ):
+        assert main([command, *args, count]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_tensor_in_pieces():
+    rows = Symbol("H", 64, 2, 7, "int8", 64, transposed=True, pieces=3, piece_stride=128)
+    tensor = np.arange(14, dtype=np.int8).reshape(7, 2)
+    image = np.zeros(512, np.uint8)
+    rows.write(image, 0, tensor)
+    assert np.array_equal(rows.read(image, 0), tensor)
+    assert [int(image[rows.at(1, col)]) for col in range(7)] == tensor[:, 1].tolist()
+    assert rows.at(0, 3) == 64 + 128 and rows.size == 2 * 128 + 2 * 64
+    assert rows.piece(2).at(1, 1) == rows.at(1, 6)

@@ -219,6 +219,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight-decay", metavar="X", type=_real, help="decoupled, default 0")
     group.add_argument("--steps", metavar="N", type=_integer, help="how many steps, default 1")
     group.add_argument(
+        "--micro-batches",
+        metavar="M",
+        type=_integer,
+        help="take each batch through the passes in M pieces, default 1; the results stay the same",
+    )
+    group.add_argument(
         "--resume",
         metavar="STATE.safetensors",
         type=Path,
@@ -413,6 +419,7 @@ def _compile(args: argparse.Namespace) -> None:
         steps=args.steps,
         trains=_trains(args),
         options=Options(optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay),
+        micro_batches=1 if args.micro_batches is None else args.micro_batches,
         resume=args.resume,
         rescale=args.rescale,
         note=_note,
@@ -431,8 +438,8 @@ def _disasm(args: argparse.Namespace) -> None:
 
 def _trains(args: argparse.Namespace) -> bool:
     """Whether an option says that whole steps are meant."""
-    named = (args.optimizer, args.lr, args.weight_decay, args.steps, args.resume)
-    return args.rescale or any(value is not None for value in named)
+    named = ("optimizer", "lr", "weight_decay", "steps", "micro_batches", "resume")
+    return args.rescale or any(getattr(args, name) is not None for name in named)
 
 
 def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -581,6 +588,7 @@ def _run(args: argparse.Namespace) -> None:
                 config,
                 options=options,
                 steps=args.steps,
+                micro_batches=1 if args.micro_batches is None else args.micro_batches,
                 resume=args.resume,
                 rescale=args.rescale,
                 note=_note,

@@ -26,6 +26,7 @@ def _training(
     phase: str,
     base: int,
     schedule: str,
+    micro_batches: int,
     options: Options | None,
     resume: Path | None,
     rescale: bool,
@@ -37,7 +38,9 @@ def _training(
         state = rescale_saturated(state)
     if state.step + steps >= 1 << 31:
         raise RunError(f"step: {state.step} and {steps} more: must stay below 2^31")
-    return compile_training(state, config, phase, base=base, schedule=schedule)
+    return compile_training(
+        state, config, phase, base=base, schedule=schedule, micro_batches=micro_batches
+    )
 
 
 def compile_file(
@@ -51,6 +54,7 @@ def compile_file(
     steps: int | None = None,
     trains: bool = False,
     options: Options | None = None,
+    micro_batches: int = 1,
     resume: str | Path | None = None,
     rescale: bool = False,
     note: Callable[[str], None] | None = None,
@@ -66,7 +70,7 @@ def compile_file(
     schedule : one of `schedules.SCHEDULES`; a product has no choice
     steps : how often one start runs the program, 1 if None
     trains : whether the file is of training even if nothing in it says so
-    options, resume, rescale, note : of training, as for `train_runner.train_file`
+    options, micro_batches, resume, rescale, note : of training, as for `train_runner.train_file`
 
     Raises
     ------
@@ -87,8 +91,18 @@ def compile_file(
         if trains or holds_training(path):
             earlier = None if resume is None else Path(resume)
             program = _training(
-                path, config, phase, base, schedule, options, earlier, rescale, runs, note
-            )  # fmt: skip
+                path,
+                config,
+                phase,
+                base,
+                schedule,
+                micro_batches,
+                options,
+                earlier,
+                rescale,
+                runs,
+                note,
+            )
         elif is_product(path):
             if phase != "step":
                 raise RunError(f"phase = {phase!r}: a product has none")
@@ -123,5 +137,8 @@ def disassemble_file(path: str | Path) -> str:
     ]
     for name, symbol in sorted(program.symbols.items(), key=lambda item: item[1].address):
         shape = f"[{symbol.rows}, {symbol.cols}]"
-        lines.append(f"# {symbol.address:#x} {name} {symbol.dtype} {shape} stride {symbol.stride}")
+        line = f"# {symbol.address:#x} {name} {symbol.dtype} {shape} stride {symbol.stride}"
+        if symbol.pieces > 1:
+            line += f", {symbol.pieces} pieces of columns every {symbol.piece_stride}"
+        lines.append(line)
     return "\n".join(lines) + "\n" + disassemble(program.program.tobytes())

@@ -81,12 +81,13 @@ def run_steps(
     config: AcceleratorConfig,
     progress: Callable[[int], None] | None = None,
     schedule: str = "auto",
+    micro_batches: int = 1,
 ) -> TrainingResult:
     """`training.run_steps` as one program that runs `steps` times; raises CompileError.
 
     progress is called after each step with the number of layers done in all of them.
     """
-    program = compile_training(state, config, schedule=schedule)
+    program = compile_training(state, config, schedule=schedule, micro_batches=micro_batches)
     layers = len(state.layers)
 
     def update(done: int) -> None:

@@ -154,18 +154,18 @@ def _symbol(name: str, value: Any, base: int, end: int) -> Symbol:
     rows, cols = entry.integer("rows", 1, 1 << 24), entry.integer("cols", 1, 1 << 24)
     dtype = entry.choice("dtype", _DTYPES)
     pieces = entry.integer("pieces", 2, cols) if "pieces" in entry.left else 1
-    least = -(-cols // pieces) * np.dtype(dtype).itemsize
+    stride = entry.integer("stride", -(-cols // pieces) * np.dtype(dtype).itemsize, 1 << 32)
     symbol = Symbol(
         name=entry.take("name", str, "a name"),
         address=entry.integer("address", base, end),
         rows=rows,
         cols=cols,
         dtype=dtype,
-        stride=entry.integer("stride", least, 1 << 32),
+        stride=stride,
         transposed=entry.take("transposed", bool, "true or false"),
         vector=entry.take("vector", bool, "true or false"),
         pieces=pieces,
-        piece_stride=entry.integer("piece_stride", 0, 1 << 40) if pieces > 1 else 0,
+        piece_stride=entry.integer("piece_stride", rows * stride, 1 << 40) if pieces > 1 else 0,
     )
     entry.done()
     for field in ("address", "stride", "piece_stride"):

@@ -14,6 +14,7 @@ from systolora_sim import runner
 from systolora_sim.calibrate import to_float
 from systolora_sim.layer import LayerError
 from systolora_sim.limits import CompileError, check_layer
+from systolora_sim.pieces import check_pieces
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
 from systolora_sim.schedules import check_schedule
 from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
@@ -66,6 +67,7 @@ def _on_rtl(
     steps: int,
     config: AcceleratorConfig,
     schedule: str,
+    micro_batches: int,
     options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
@@ -76,7 +78,9 @@ def _on_rtl(
     from systolora_sim.step_program import read_back
 
     options = options or RtlOptions()
-    program = compile_training(state, config, base=IMAGE_BASE, schedule=schedule)
+    program = compile_training(
+        state, config, base=IMAGE_BASE, schedule=schedule, micro_batches=micro_batches
+    )
     run = run_and_check(
         program, steps, options, build_dir, progress, lambda: run_steps(state, steps)
     )
@@ -96,6 +100,7 @@ def train_file(
     resume: str | Path | None = None,
     rescale: bool = False,
     schedule: str = "auto",
+    micro_batches: int = 1,
     json_path: str | Path | None = None,
     rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
@@ -117,6 +122,7 @@ def train_file(
     rescale : whether masters and momenta that saturated get larger scales before the first step
         (`training.rescale_saturated`)
     schedule : machine and rtl: one of `schedules.SCHEDULES`
+    micro_batches : pieces of each batch, at least 1 (`pieces.check_pieces`)
     json_path : where the report goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -156,14 +162,19 @@ def train_file(
         _check_layers(state, config, layer_path)
     try:
         check_schedule(schedule)
+        check_pieces(state, micro_batches)
         if backend == "rtl":
-            result, counters = _on_rtl(state, steps, config, schedule, rtl, build_dir, progress)
+            result, counters = _on_rtl(
+                state, steps, config, schedule, micro_batches, rtl, build_dir, progress
+            )
         else:
             with bar(steps * len(state.layers), progress, backend) as update:
                 if backend == "machine":
                     from systolora_sim import machine_backend
 
-                    result = machine_backend.run_steps(state, steps, config, update, schedule)
+                    result = machine_backend.run_steps(
+                        state, steps, config, update, schedule, micro_batches
+                    )
                 else:
                     result = run_steps(state, steps, None, update)
     except CompileError as error:
