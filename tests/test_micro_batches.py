@@ -46,7 +46,8 @@ def check(
     got, want = read_back(program, run_program(program, runs), runs), run_steps(state, runs)
     assert isinstance(got, TrainingResult)
     for name, result in want.results.items():
-        got.results[name].sticky = result.sticky  # the words collect those of all steps
+        if runs > 1:
+            got.results[name].sticky = result.sticky  # the words collect those of all steps
         assert same_result(got.results[name], result)
     assert same(got, want)
 
@@ -74,7 +75,7 @@ def test_pieces_give_the_bits_of_the_batch(pieces, config):
 def test_widths_and_extremes(fields):
     state = state_of([(21, 19, 9, 4), (17, 6, 30, 2)], "lion", **fields)
     for config in (TINY, ODD["wide bus"]):
-        check(state, config, 4)
+        check(state, config, 4, runs=1)
 
 
 @pytest.mark.parametrize("schedule", ["ws", "os", "mixed"])

@@ -84,6 +84,22 @@ def test_a_group_among_others():
     assert program.symbols["layer1/x"] != program.symbols["layer0/x"]
 
 
+def test_sticky_bits_stay_with_their_layer():
+    """Only the second of three layers clips, in H and in dX; the third one's Scale saturates."""
+    state = shared_state([(18, 3), (9, 5), (7, 2)], delayed=OUTPUTS)
+    records = dict.fromkeys(OUTPUTS, 1 << 30)
+    layers = {}
+    for number, (name, each) in enumerate(state.layers.items()):
+        amax = records | ({"H": 100, "dX": 100} if number == 1 else {})
+        scales = each.layer.scales | ({"dy": Scale(40000, -510)} if number == 2 else {})
+        layers[name] = replace(each, layer=replace(each.layer, amax=amax, scales=scales))
+    state = replace(state, layers=layers)
+    sticky = [result.sticky for result in run_steps(state, 1).results.values()]
+    assert sticky == [set(), {"clip_delayed"}, {"scale_range"}]
+    for config in (TINY, DEFAULT, ODD["least"]):
+        check_training(state, config)
+
+
 def test_another_scale_is_another_input():
     state = shared_state([(18, 3), (9, 5)])
     second = state.layers["layer1"]
