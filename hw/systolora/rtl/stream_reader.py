@@ -6,11 +6,12 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systolora.contract import TOKENS_MAX
 from systolora.rtl.axi import ADDRESS_BITS, DATA_BITS
 from systolora.rtl.layouts import StreamReadLayout
 from systolora.rtl.memory_reader import BeatLayout
+from systolora.rtl.placement import place
 from systolora.rtl.regions import MemoryCode, RegionLayout
+from systolora.rtl.token_counter import TokenCounter
 
 __all__ = ["StreamReader"]
 
@@ -47,7 +48,7 @@ class StreamReader(wiring.Component):
     Members
     -------
     items : In(stream.Signature(StreamReadLayout))
-    token : a token comes, at most TOKENS_MAX may wait; it can be taken from the next cycle on
+    token : a token comes, see TokenCounter
     hold : no item is taken; an offered request is withdrawn
     request : Out(stream.Signature(RegionLayout)), valid depends on `items`
     beats : In(stream.Signature(BeatLayout))
@@ -102,7 +103,9 @@ class StreamReader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.work = work = fifo.SyncFIFOBuffered(width=self._work.size, depth=self._depth)
-        self._take_items(m, work)
+        tokens = TokenCounter()
+        place(m, platform, "tokens", tokens)
+        self._take_items(m, work, tokens)
         row_valid = self._unpack(m, work)
 
         # Beats and responses come in one order, so the oldest item is the response's
@@ -117,15 +120,14 @@ class StreamReader(wiring.Component):
         ]
         return m
 
-    def _take_items(self, m: Module, work) -> None:
+    def _take_items(self, m: Module, work, tokens: TokenCounter) -> None:
         """Requests, each with its place in `work`."""
         item, region = self.items.payload, self.request.payload
-        tokens = Signal(range(TOKENS_MAX + 1))
         may, taken = Signal(), Signal()
         offset = Signal(self._word_bits)
         entry = Signal(self._work)
         m.d.comb += [
-            may.eq(~self.hold & work.w_rdy & (~item.wait_store | (tokens != 0))),
+            may.eq(~self.hold & work.w_rdy & (~item.wait_store | tokens.any)),
             self.request.valid.eq(self.items.valid & may),
             self.items.ready.eq(self.request.ready & may),
             taken.eq(self.items.valid & self.items.ready),
@@ -139,8 +141,9 @@ class StreamReader(wiring.Component):
             entry.index.eq(item.index),
             work.w_data.eq(entry),
             work.w_en.eq(taken),
+            tokens.give.eq(self.token),
+            tokens.take.eq(taken & item.wait_store),
         ]
-        m.d.sync += tokens.eq(tokens + self.token - (taken & item.wait_store))
 
     def _unpack(self, m: Module, work) -> Signal:
         """Beats to rows; returns: a row is there that was not taken."""
