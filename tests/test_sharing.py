@@ -30,6 +30,12 @@ WIDE = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy", "H", "Y", "dH", "
 RECORDS = {"H": 9000, "Y": 40000, "dH": 9000, "dX": 40000}
 
 
+@pytest.fixture
+def together(monkeypatch) -> None:
+    """Layers with one input are computed together however small they are."""
+    monkeypatch.setattr(sharing, "_worth_it", lambda *_: True)
+
+
 def shared_state(
     shapes: list[tuple[int, int]],
     n: int = 21,
@@ -49,6 +55,11 @@ def shared_state(
     return replace(state, layers=layers)
 
 
+def apart(monkeypatch) -> None:
+    """From now on each layer is computed by itself."""
+    monkeypatch.setattr(sharing, "_worth_it", lambda *_: False)
+
+
 def bytes_read(state: TrainingState, config: AcceleratorConfig, phase: str = "step") -> int:
     program = compile_training(state, config, phase)
     memory = Memory(program.base, program.memory())
@@ -56,6 +67,7 @@ def bytes_read(state: TrainingState, config: AcceleratorConfig, phase: str = "st
     return machine.run(program.address, program.length, 1, program.word_base, 0).counters.bytes_read
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("config", [TINY, DEFAULT, *ODD.values()])
 @pytest.mark.parametrize(
     "fields",
@@ -74,6 +86,7 @@ def test_shared_inputs_give_the_golden_bits(fields, config):
     check_training(shared_state([(18, 3), (9, 5), (30, 1)], **fields), config, runs=2)
 
 
+@pytest.mark.usefixtures("together")
 def test_a_group_among_others():
     """Groups are of those with the same x, wherever they stand."""
     state = shared_state([(18, 3), (9, 5), (7, 2), (11, 4)], apart=1)
@@ -84,6 +97,7 @@ def test_a_group_among_others():
     assert program.symbols["layer1/x"] != program.symbols["layer0/x"]
 
 
+@pytest.mark.usefixtures("together")
 def test_sticky_bits_stay_with_their_layer():
     """Only the second of three layers clips, in H and in dX; the third one's Scale saturates."""
     state = shared_state([(18, 3), (9, 5), (7, 2)], delayed=OUTPUTS)
@@ -110,6 +124,7 @@ def test_another_scale_is_another_input():
     check_training(state, TINY)
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("schedule", ["ws", "os", "mixed"])
 def test_schedules_of_shared_inputs(schedule):
     state = shared_state([(18, 3), (9, 5)], delayed=OUTPUTS)
@@ -120,6 +135,7 @@ def test_schedules_of_shared_inputs(schedule):
         assert same(got, run_steps(state, 1))
 
 
+@pytest.mark.usefixtures("together")
 def test_phases_of_shared_inputs_are_a_step():
     state = shared_state([(18, 3), (9, 5)], delayed=OUTPUTS, amax=RECORDS)
     image = None
@@ -138,9 +154,7 @@ def test_shared_inputs_are_read_less(monkeypatch):
     config = TINY
     shared = bytes_read(state, config)
     size = state.layers["layer0"].layer.x.size
-    monkeypatch.setattr(
-        "systolora_sim.lowering.input_groups", lambda state: [(name,) for name in state.layers]
-    )
+    apart(monkeypatch)
     # Of H and dA: each once for the group instead of once for each layer
     assert bytes_read(state, config) - shared > 0.9 * 2 * 2 * size
 
@@ -153,12 +167,27 @@ def check_rtl(state: TrainingState, config: AcceleratorConfig, runs: int, stall:
     np.testing.assert_array_equal(run_program(program, runs), result.image)
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shared_inputs_on_rtl(name):
     print(f"seed {SEED}, stall seed 6")
     check_rtl(shared_state([(18, 3), (9, 5), (30, 1)], delayed=OUTPUTS), CONFIGS[name], 2, 6)
 
 
+@pytest.mark.usefixtures("together")
 def test_more_rows_than_a_bank_on_rtl():
     fields = {"delayed": OUTPUTS, "amax": RECORDS, "stochastic": OUTPUTS}
     check_rtl(shared_state([(5, 40), (6, 33)], **fields), CONFIGS["8x4s4"], 2, 7)
+
+
+def test_small_inputs_are_not_worth_it():
+    """They stay in the buffer anyway; but not where a tile takes longer to enter than its rows."""
+    small, config = shared_state([(40, 8)] * 2, n=77, d=320), DEFAULT
+    groups = sharing.input_groups(small)
+    assert groups == [("layer0", "layer1")]
+    assert sharing.computed_together(config, small, groups, 1) == [("layer0",), ("layer1",)]
+    slow = config.with_fields(segments=1)
+    assert sharing.computed_together(slow, small, groups, 1) == groups
+    large = shared_state([(40, 8)] * 2, n=308, d=320)
+    assert sharing.computed_together(config, large, groups, 1) == groups
+    assert sharing.computed_together(config, large, groups, 4) == [("layer0",), ("layer1",)]

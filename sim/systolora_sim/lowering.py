@@ -56,7 +56,7 @@ from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import LowRank, Product, Quantization, lower_product
 from systolora_sim.schedules import LayerSchedule, check_schedule, layer_schedule
-from systolora_sim.sharing import input_groups, lower_quantization, stack
+from systolora_sim.sharing import computed_together, input_groups, lower_quantization, stack
 from systolora_sim.staging import stage
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
 from systolora_sim.tokens import place_tokens
@@ -577,7 +577,7 @@ def compile_training(
         add_turned(memory, layer, prefix, turned, config.rows)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
-    for names in groups:
+    for names in computed_together(config, state, groups, micro_batches):
         _lower_group_step(builder, state, names, phase, schedules, micro_batches)
     structure = Structure(
         kind="training",
