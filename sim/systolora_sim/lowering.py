@@ -21,13 +21,14 @@ dX = dY.W             WS        W (top)             dY rows         rescale(dH.l
 This is the schedule "auto"; others (`schedules`) take the terms weight stationary or the gradients
 dB^T and dA output stationary, from H and dH turned to [N, r].
 
-In a step dX comes before Y: what must wait for a tensor's maximum is then quantized while the array
-computes the next product. Of layers with the same x, H and dA are one product each (`sharing`). A
-batch may go through all of that in pieces (`pieces`).
+In a step the gradients come before dX and Y: the masters are updated beside those, whose rows leave
+the post-processor time. dX comes before Y: what must wait for a tensor's maximum is then quantized
+while the array computes the next product. Of layers with the same x, H and dA are one product each
+(`sharing`). A batch may go through all of that in pieces (`pieces`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -62,18 +63,21 @@ from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Stru
 from systolora_sim.tokens import place_tokens
 from systolora_sim.training import TrainingState
 from systolora_sim.transpose_lowering import lower_transpose
-from systolora_sim.update_lowering import UpdateRule, lower_update, lower_working_copy
+from systolora_sim.update_lowering import UpdateRule, lower_working_copy, update_steps
 from systolora_sim.work import Control, Op
 
 __all__ = ["PHASES", "CompileError", "compile_layer", "compile_product", "compile_training"]
 
 #: The products of each phase in the order in which they run.
 _PRODUCTS = {
-    "step": ("dH", "H", "dX", "Y", "dB", "dA"),
+    "step": ("dH", "H", "dA", "dB", "dX", "Y"),
     "forward": ("H", "Y"),
     "backward": ("dH", "dX", "dB", "dA"),
     "update": (),
 }
+#: A step in which what the gradients need as [N, r] finds its way through memory beside dX.
+_TURNED_FIRST = ("dH", "H", "dX", "dA", "dB", "Y")
+_GRADIENTS = ("dA", "dB")
 #: What the results of each phase hold: forward what it computes, the others what the image has.
 _RESULTS = ("H", "Y", "Y_acc", "dH", "dA", "dB", "dX")
 _FORWARD = ("H", "Y", "Y_acc")
@@ -237,22 +241,27 @@ class _LayerLowering:
 
     def names(self, phase: str) -> list[str]:
         """The products of a phase in their order."""
+        products = _PRODUCTS[phase]
+        if phase == "step" and Dataflow.OS in self.schedule.gradients.values():
+            products = _TURNED_FIRST
         left_out = set() if self.layer.want_dx else {"dX"}
         if self.layer.is_frozen:
             left_out |= {"H", "dH", "dB", "dA"}
-        return [name for name in _PRODUCTS[phase] if name not in left_out]
+        return [name for name in products if name not in left_out]
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> AbstractContextManager[None]:
         """What is appended meanwhile sets the layer's sticky bits."""
-        word = self.symbol("results.sticky").area()
-        self.builder.post(Opcode.STICKY_LOAD, reads=word)
-        yield
-        self.builder.post(Opcode.STICKY_READ, writes=word)
+        return self.builder.counting(self.symbol("results.sticky").area())
 
-    def run(self, phase: str) -> None:
-        """Appends the phase's products, and their sticky bits."""
+    def run(self, phase: str, ready: Callable[[], None]) -> None:
+        """Appends the phase's products, and their sticky bits.
+
+        ready is called as soon as no product changes the gradients any more.
+        """
         names = self.names(phase)
+        left = {name for name in names if name in _GRADIENTS}
+        if not left:
+            ready()
         if not names:
             return
         with self.counting():
@@ -261,6 +270,9 @@ class _LayerLowering:
                     # While this product runs the turned tensor finds its way through memory.
                     self.turn(following)
                 getattr(self, name)()
+                if left == {name}:
+                    ready()
+                left.discard(name)
 
 
 class _GroupLowering:
@@ -315,21 +327,22 @@ class _GroupLowering:
                 layer.dA_scale()
         self._product("dA", "dH", Edge.TOP, "dA")
 
-    def run(self, phase: str) -> None:
-        """Appends the phase's products, and their sticky bits."""
+    def run(self, phase: str, ready: Callable[[], None]) -> None:
+        """Appends the phase's products, and their sticky bits; `ready` as for a layer."""
         if phase in ("step", "backward"):
             self._each("dH")
         if phase in ("step", "forward"):
             self.H()
         if phase in ("step", "backward"):
-            self._each("dX")
-        if phase in ("step", "forward"):
-            self._each("Y")
-        if phase in ("step", "backward"):
             if all(each.schedule.gradients["dA"] is Dataflow.WS for each in self.layers):
                 self.dA()
             else:
                 self._each("dB", "dA")
+        ready()
+        if phase in ("step", "backward"):
+            self._each("dX")
+        if phase in ("step", "forward"):
+            self._each("Y")
 
 
 def _check(layer: Layer, config: AcceleratorConfig) -> None:
@@ -385,7 +398,7 @@ def _finish(
     schedule: str = "auto",
 ) -> StepProgram:
     config = builder.config
-    builder.flush()
+    builder.finish()
     if structure.kind == "training" and phase in ("step", "update"):
         builder.control(Control(Action.STEP))
     builder.control(Control(Action.END))
@@ -446,7 +459,7 @@ def compile_layer(
     add_turned(memory, layer, "", dataflows.turned(layer.want_dx), config.rows)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
-    _LayerLowering(builder, layer, "", dataflows).run(phase)
+    _LayerLowering(builder, layer, "", dataflows).run(phase, _nothing)
     structure = Structure(
         kind="layer", layers=(_structure(layer, "", phase),), seed=layer.seed
     )  # fmt: skip
@@ -628,31 +641,38 @@ def _lower_group_step(
         )
     if phase in ("step", "forward"):
         for prefix, own in zip(prefixes, held, strict=True):
-            with _counting(builder, prefix):
+            with builder.counting(symbols[f"{prefix}sticky"].area()):
                 for tensor in ("lora_B", "lora_A"):  # in the order of their use
                     copy = own.get(tensor) or symbols[prefix + tensor]
                     lower_working_copy(builder, symbols[f"{prefix}{tensor}.master"], copy)
-    for batch in batches:
-        batch.run(phase)
-    if phase in ("step", "update"):
-        for name, prefix, own in zip(names, prefixes, held, strict=True):
-            index = list(state.layers).index(name)
-            with _counting(builder, prefix):
-                _lower_updates(builder, state, index, prefix, own)
+
+    def update() -> None:
+        if phase in ("step", "update"):
+            for name, prefix, own in zip(names, prefixes, held, strict=True):
+                index = list(state.layers).index(name)
+                _put_off_updates(builder, state, index, prefix, own)
+
+    for batch in batches[:-1]:
+        batch.run(phase, _nothing)
+    batches[-1].run(phase, update)
 
 
-def _lower_updates(
+def _nothing() -> None:
+    """What is done while gradients still add up."""
+
+
+def _put_off_updates(
     builder: PostBuilder,
     state: TrainingState,
     index: int,
     prefix: str,
     held: Mapping[str, Symbol],
 ) -> None:
-    """Appends the updates of one layer's masters."""
+    """Lets the updates of one layer's masters come when the post-processor has time."""
     symbols = builder.symbols
     rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)
     for offset, (name, gradient) in enumerate((("lora_A", "dA"), ("lora_B", "dB"))):
-        lower_update(
+        steps = update_steps(
             builder,
             rule,
             symbols[f"{prefix}{name}.master"],
@@ -660,15 +680,7 @@ def _lower_updates(
             held.get(gradient) or symbols[prefix + gradient],
             2 * index + offset,
         )
-
-
-@contextmanager
-def _counting(builder: PostBuilder, prefix: str) -> Iterator[None]:
-    """What is appended meanwhile sets the sticky bits of a layer's state."""
-    word = builder.symbols[f"{prefix}sticky"].area()
-    builder.post(Opcode.STICKY_LOAD, reads=word)
-    yield
-    builder.post(Opcode.STICKY_READ, writes=word)
+        builder.put_off(symbols[f"{prefix}sticky"].area(), steps)
 
 
 def kinds(program: NDArray[np.uint8]) -> dict[str, int]:

@@ -6,6 +6,9 @@ idle the longest makes room; only names with `#` stay until they are dropped.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from systolora.config import AcceleratorConfig
 from systolora.contract import PROGRAM_MAX, SCALE_REGISTERS, Mode, Opcode, Source
@@ -16,7 +19,7 @@ from systolora_sim.numerics import Scale
 from systolora_sim.program import scale_imm
 from systolora_sim.work import Control, Exec, Item, Post, Rows
 
-__all__ = ["MAX_ROWS", "PostBuilder", "too_long"]
+__all__ = ["LATENCY", "MAX_ROWS", "PostBuilder", "Step", "too_long"]
 
 #: Longest row operation of a descriptor.
 MAX_ROWS = (1 << 16) - 1
@@ -26,6 +29,10 @@ LATENCY = 24
 BACKGROUND_BURST = 6
 #: Scales that they may hold at a time.
 BACKGROUND_SCALES = 3
+#: POSTs of steps that come at a time.
+STEP_BURST = 8
+#: About how many cycles it takes to exchange the sticky bits, and back.
+SWITCH = 160
 
 _WIDTHS = {1: 0, 2: 1, 4: 2, 8: 3}
 
@@ -36,6 +43,20 @@ def too_long(least: int) -> CompileError:
         f"the program has {least} descriptors or more: must be at most {PROGRAM_MAX}; larger "
         "buffers or a larger array need fewer"
     )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A few POSTs that any later moment suits, behind the steps before.
+
+    append : appends them; gets the first of each of two ranges of accumulator rows, which they may
+    overwrite; rows : of each range; posts, cycles : about how many, and how long they take.
+    """
+
+    append: Callable[[int, int], None]
+    rows: int
+    posts: int
+    cycles: int
 
 
 class PostBuilder:
@@ -53,6 +74,9 @@ class PostBuilder:
         #: Row operations that any later moment suits, in order, and what to do after each.
         self._background: deque[tuple[Post, str]] = deque()
         self._writes: set[int] = set()  # addresses of the tensors that they write
+        #: Steps, each with the place of its sticky bits; the place of those that count now.
+        self._steps: deque[tuple[Area, Step]] = deque()
+        self._counts: Area | None = None
         #: Whether the next product whose sums stay in the accumulators takes the end of the banks.
         self.resident_high = False
         self._credit = 0  # cycles that they may take, or have taken too many
@@ -83,6 +107,15 @@ class PostBuilder:
     ) -> None:
         """Appends a POST that is no row operation; an Area is one row in memory."""
         self._add(self._item({"opcode": opcode, **fields}, (), reads, writes))
+
+    @contextmanager
+    def counting(self, word: Area) -> Iterator[None]:
+        """What is appended meanwhile sets the sticky bits in a status word in memory."""
+        self.post(Opcode.STICKY_LOAD, reads=word)
+        self._counts = word
+        yield
+        self._counts = None
+        self.post(Opcode.STICKY_READ, writes=word)
 
     def _item(
         self,
@@ -153,10 +186,15 @@ class PostBuilder:
         self._background.append((self._rows(rows, cols, source, out, fields), drop))
         self._writes.add(out.symbol.address)
 
-    def spare(self, cycles: int) -> None:
+    def put_off(self, word: Area, steps: Iterable[Step]) -> None:
+        """Steps for `spare` or `finish`; `word` is the status word that their events are for."""
+        self._steps.extend((word, step) for step in steps)
+
+    def spare(self, cycles: int, free: Rows | None = None) -> None:
         """Appends row operations that were put off: the post queue has about that much time.
 
-        What they take more than that is made good by the next ones.
+        What they take more than that is made good by the next ones. free : accumulator rows of one
+        bank, in which the array does not work meanwhile, and whose values nobody needs; None: none.
         """
         self._credit += cycles
         for _ in range(BACKGROUND_BURST):
@@ -164,10 +202,48 @@ class PostBuilder:
                 break
             self._credit -= self._background[0][0].cycles
             self._next()
+        if free is not None:
+            self._spare_steps(free)
         self._credit = min(self._credit, 0)
 
+    def _spare_steps(self, free: Rows) -> None:
+        posts, now = 0, self._counts
+        room = (free.end - free.start) // 2
+        while self._steps:
+            word, step = self._steps[0]
+            cycles = step.cycles + (SWITCH if word != now else 0)
+            posts += step.posts
+            if cycles > self._credit or posts > STEP_BURST or step.rows > room:
+                break
+            self._credit -= cycles
+            self._steps.popleft()
+            now = self._switch(now, word)
+            step.append(free.start, free.start + room)
+        self._switch(now, self._counts)
+
+    def _switch(self, now: Area | None, word: Area | None) -> Area | None:
+        """Exchanges the sticky bits, unless they are there already."""
+        if now != word:
+            if now is not None:
+                self.post(Opcode.STICKY_READ, writes=now)
+            if word is not None:
+                self.post(Opcode.STICKY_LOAD, reads=word)
+        return word
+
+    def finish(self) -> None:
+        """Appends all that was put off; no sum in the accumulators is needed any more."""
+        self.flush()
+        bank, now, turn = self.config.bank_depth, None, 0
+        while self._steps:
+            word, step = self._steps.popleft()
+            now = self._switch(now, word)
+            turn = 0 if turn + step.rows > bank else turn
+            step.append(turn, bank + turn)
+            turn += step.rows
+        self._switch(now, None)
+
     def flush(self) -> None:
-        """Appends all row operations that were put off."""
+        """Appends all row operations that were put off by `later`."""
         while self._background:
             self._next()
 

@@ -433,6 +433,26 @@ class _Lowering:
         if streaming:
             self._quantize_block(block)
 
+    def _free(self, group: list[Block]) -> Rows | None:
+        """Rows of the bank in which the array does not work on these blocks that hold nothing."""
+        bank, term = self.config.bank_depth, self.product.low_rank is not None
+        this = group[0].base // bank
+        if term and group[0].term_base // bank != this:
+            return None
+        other = (1 - this) * bank
+        if not self.plan.resident:
+            return Rows(other, other + bank)
+        ends = [
+            (base, base + block.rows)
+            for block in self.plan.blocks
+            for base in ((block.base, block.term_base) if term else (block.base,))
+            if base // bank != this
+        ]
+        low = min((start for start, _ in ends), default=other + bank)
+        high = max((end for _, end in ends), default=other + bank)
+        below, above = Rows(other, low), Rows(high, other + bank)
+        return max(below, above, key=lambda rows: rows.end - rows.start)
+
     def _after(self, first: int, group: list[Block]) -> None:
         """Lets the row operations from that item on wait for the whole group.
 
@@ -504,7 +524,8 @@ class _Lowering:
         for group in self.plan.groups:
             array = sum(self._tiles(block) for block in group)
             # The array works on these blocks, the post-processor is done with the ones before.
-            self.builder.spare(array - sum(self._post_cycles(block) for block in group))
+            posts = sum(self._post_cycles(block) for block in group)
+            self.builder.spare(array - posts, self._free(group))
             first = len(self.builder.items)
             for block in group:
                 self._block_posts(block)

@@ -16,10 +16,10 @@ __all__ = ["ProductRecord", "bare_record", "product_records", "step_macs"]
 class ProductRecord:
     """What one product was and cost.
 
-    m, k, n : shape of the main product as the device computes it, [m, k] times [k, n]; dataflow : of
-    the main product, then of the low-rank term, with a slash where its blocks alternate; passes :
-    of the array, by byte planes; macs : multiplications with true operands, m * k * n * passes plus
-    those of the low-rank term; cycles : None where time does not exist.
+    m, k, n : shape of the main product as the device computes it, [m, k] times [k, n]; dataflow :
+    of the main product, then of the low-rank term, with a slash where its blocks alternate; passes
+    : of the array, by byte planes; macs : multiplications with true operands, m * k * n * passes
+    plus those of the low-rank term; cycles : None where time does not exist.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Working copies and updates of masters as row operations (numerics sections 4 and 6).
 
 "->" writes the accumulators, "out" goes to memory, [n] rounds with the random words of stream n, W
-is in bank 0, U in bank 1:
+and U are rows of the accumulators:
 
 ==============  =====================================================================
 every rule      w -> W
@@ -14,21 +14,23 @@ lion            v * b1 -> U;  U + G * (b1c S_g / S_v) -> U
                 v * b2 [2] -> U;  U + G * (b2c S_g / S_v) [3] out
 ==============  =====================================================================
 
-Operands that are used twice are streamed twice: one row a cycle either way, and no row operation
-reads and writes one bank in the same cycle, which would halve its rate. A row operation covers the
-rows of one block of C columns, since a random word's row and column are the logical tensor's.
+Operands that are used twice are streamed twice: one row a cycle either way. While the array works,
+W and U share the bank that it has left; else they have a bank each, since a row operation from one
+to the other takes twice as long in one bank. A row operation covers the rows of one block of C
+columns, since a random word's row and column are the logical tensor's.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from systolora.contract import COL_STEP, ROW_STEP, Limit, Mode, Opcode, Status
 from systolora_sim import numerics as nx
 from systolora_sim.memory_map import ALIGNMENT, Area, Symbol, View
-from systolora_sim.post_builder import MAX_ROWS, PostBuilder
+from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder, Step
 from systolora_sim.product_lowering import STEP
 
-__all__ = ["UpdateRule", "blocks", "lower_update", "lower_working_copy", "parts"]
+__all__ = ["UpdateRule", "blocks", "lower_working_copy", "parts", "update_steps"]
 
 #: Streams of random words (numerics section 6).
 STREAM_W, STREAM_DECAY, STREAM_V, STREAM_G = range(4)
@@ -150,76 +152,82 @@ class _Update:
         word = nx.seed_word(0, 0, self.tensor_id, stream) + row * steps[0] + col * steps[1]
         return {"stochastic": 1, "transposed": int(transposed), "word0": word & 0xFFFFFFFF}
 
-    def run(self) -> None:
-        self.factors()
+    def steps(self) -> Iterator[Step]:
+        """The update in steps, to be appended in this order."""
+        config = self.builder.config
+        limit = min(config.bank_depth // 2, MAX_ROWS)
+        places = list(blocks(self.master, config.cols, limit))
+        posts = {"sgd": 2, "momentum": 4, "lion": 6}[self.rule.kind] + self.rule.decays
+        for number, place in enumerate(places):
+            first, last = number == 0, number == len(places) - 1
+            append = partial(self._block, place, first, last)
+            yield Step(append, place[1], posts, posts * (place[1] + LATENCY))
+
+    def _block(
+        self, place: tuple[int, int, int, int], first: bool, last: bool, at_w: int, at_u: int
+    ) -> None:
+        """Appends the row operations on a part of the tensors, with sums at rows at_w and at_u."""
         builder, kind = self.builder, self.rule.kind
-        bank = builder.config.bank_depth
-        limit = min(bank, MAX_ROWS)
-        turn = 0
-        for row, rows, col, cols in blocks(self.master, builder.config.cols, limit):
-            if turn + rows > bank:
-                turn = 0
-            bank_w, bank_u = turn, bank + turn
-            turn += rows
+        row, rows, col, cols = place
+        if first:
+            self.factors()
 
-            def part(symbol: Symbol) -> Area:
-                return symbol.area(row, rows, col, cols)  # noqa: B023  # called in this turn only
+        def operate(
+            source: Symbol | int,
+            base: int,
+            fields: dict[str, int],
+            factor: str = "",
+            stream: int = -1,
+            out: Symbol | None = None,
+        ) -> None:
+            words = self.words(row, col, stream) if stream >= 0 else {}
+            given = {"src_a": builder.scale(factor)} if factor else {}
+            builder.rows(
+                rows,
+                cols,
+                source.area(*place) if isinstance(source, Symbol) else source,
+                None if out is None else out.area(*place),
+                dst_base=base,
+                **fields,
+                **given,
+                **words,
+            )
 
-            def operate(
-                source: Symbol | int,
-                base: int,
-                fields: dict[str, int],
-                factor: str = "",
-                stream: int = -1,
-                out: Symbol | None = None,
-            ) -> None:
-                words = self.words(row, col, stream) if stream >= 0 else {}  # noqa: B023
-                given = {"src_a": builder.scale(factor)} if factor else {}
-                builder.rows(
-                    rows,  # noqa: B023
-                    cols,  # noqa: B023
-                    part(source) if isinstance(source, Symbol) else source,
-                    None if out is None else part(out),
-                    dst_base=base,
-                    **fields,
-                    **given,
-                    **words,
-                )
-
-            w, g, v = self.master, self.gradient, self.momentum
-            write = {"write": 1}
-            operate(w, bank_w, {"mode": Mode.RAW} | write)
-            if self.rule.decays:
-                operate(w, bank_w, _INTO_W | write, "#decay", STREAM_DECAY)
-            if kind == "sgd":
-                operate(g, bank_w, _INTO_W, "#w", STREAM_W, w)
-                continue
+        w, g, v = self.master, self.gradient, self.momentum
+        write = {"write": 1}
+        operate(w, at_w, {"mode": Mode.RAW} | write)
+        if self.rule.decays:
+            operate(w, at_w, _INTO_W | write, "#decay", STREAM_DECAY)
+        if kind == "sgd":
+            operate(g, at_w, _INTO_W, "#w", STREAM_W, w)
+        elif kind == "momentum":
             assert v is not None
-            if kind == "momentum":
-                operate(v, bank_u, _TERM | write, "beta.scale", STREAM_V)
-                operate(g, bank_u, _INTO_V | write, "#v", STREAM_G, v)
-                operate(bank_u, bank_w, _INTO_W, "#w", STREAM_W, w)
-                continue
+            operate(v, at_u, _TERM | write, "beta.scale", STREAM_V)
+            operate(g, at_u, _INTO_V | write, "#v", STREAM_G, v)
+            operate(at_u, at_w, _INTO_W, "#w", STREAM_W, w)
+        else:
+            assert v is not None
             # c, which only its sign leaves: saturated to 32 bits it keeps it
-            operate(v, bank_u, _TERM | write, "b1.scale")
-            operate(g, bank_u, _TERM | write | {"add": 1}, "#c")
-            operate(bank_u, bank_w, _INTO_W | {"sign": 1}, "#w", STREAM_W, w)
-            operate(v, bank_u, _TERM | write, "b2.scale", STREAM_V)
-            operate(g, bank_u, _INTO_V, "#v", STREAM_G, v)
-        builder.drop(*self._temporary)
+            operate(v, at_u, _TERM | write, "b1.scale")
+            operate(g, at_u, _TERM | write | {"add": 1}, "#c")
+            operate(at_u, at_w, _INTO_W | {"sign": 1}, "#w", STREAM_W, w)
+            operate(v, at_u, _TERM | write, "b2.scale", STREAM_V)
+            operate(g, at_u, _INTO_V, "#v", STREAM_G, v)
+        if last:
+            builder.drop(*self._temporary)
 
 
-def lower_update(
+def update_steps(
     builder: PostBuilder,
     rule: UpdateRule,
     master: Symbol,
     momentum: Symbol | None,
     gradient: Symbol,
     tensor_id: int,
-) -> None:
-    """Appends what `golden.update` computes, in place.
+) -> Iterator[Step]:
+    """What `golden.update` computes, in place, in steps.
 
     Tensors as the device holds them, all of one shape; their Scales, and those of the rule
     (`lr.scale`, ...), are in memory by name.
     """
-    _Update(builder, rule, master, momentum, gradient, tensor_id).run()
+    yield from _Update(builder, rule, master, momentum, gradient, tensor_id).steps()
