@@ -82,6 +82,14 @@ def test_updates_are_in_the_shadow(kind):
         assert in_shadow(check(ARRAYS[name], state)) > 0.7
 
 
+def test_enough_scale_registers():
+    """Lion with decay holds four Scales while tensors of three layers wait for quantization."""
+    state = random_state(SEED, [(9, 21, 18, 2), (12, 18, 25, 3)] * 4, "lion")
+    assert not state.optimizer.weight_decay.is_zero
+    for name in ("4x4s1", "4x4s4"):
+        check(ARRAYS[name], state)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "lion"])
 @pytest.mark.parametrize("name", ["tiny", "8x16s8"])
 def test_updates_on_the_accelerator(name, kind):
