@@ -44,7 +44,7 @@ def assert_same(got: Outputs, expected: Outputs) -> None:
 def test_random_programs(name, seed):
     config = CONFIGS[name]
     print(f"seed {seed}, configuration {config.digest}")
-    program, expected = random_program(config, seed, groups=8)
+    program, expected = random_program(config, seed, groups=10)
     assert len(expected.result) + len(expected.acc_out) > 20
     # Whatever is not stalled must not differ from what is
     stall_seed = None if seed % 4 == 0 else seed

@@ -45,9 +45,7 @@ def mutated(case: Case, seed: int) -> Case:
     windows = case.read_window, case.write_window
     program = mutate(case.config, b"".join(case.descriptors), *windows, seed, BUDGET)
     assert cost(case.config, program, *windows) <= BUDGET
-    parts = [
-        program[at : at + DESCRIPTOR_BYTES] for at in range(0, len(program), DESCRIPTOR_BYTES)
-    ]
+    parts = [program[at : at + DESCRIPTOR_BYTES] for at in range(0, len(program), DESCRIPTOR_BYTES)]
     return case.with_program(parts)
 
 
