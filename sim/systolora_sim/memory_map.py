@@ -2,7 +2,8 @@
 
 An image begins with what is only read; the part that programs write follows. Every tensor starts at
 a multiple of 64 bytes, and so does each of its rows, whatever the bus: one image serves all
-configurations. Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
+configurations (but for the identity matrix of some schedules, which is as large as the array).
+Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
 """
 
 import itertools
