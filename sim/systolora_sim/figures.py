@@ -132,6 +132,7 @@ class Case:
     bits: int = 8
     bus_bits: int = 512
     latency: int = 40
+    schedule: str = "auto"
 
 
 CASES = (
@@ -142,6 +143,7 @@ CASES = (
     Case("default", optimizer="momentum"),
     Case("default", optimizer="lion"),
     Case("default", bits=16),
+    *(Case("default", schedule=schedule) for schedule in ("ws", "os", "mixed")),
     Case("paper", batch=4),
 )
 
@@ -166,7 +168,7 @@ def _step(case: Case, directory: Path) -> dict[str, Any]:
     """One training step from memory: cycles, and where those go in which nothing is multiplied."""
     config = PRESETS[case.preset].with_fields(bus_bits=case.bus_bits)
     state = _state(case)
-    program = compile_training(state, config, base=IMAGE_BASE)
+    program = compile_training(state, config, base=IMAGE_BASE, schedule=case.schedule)
     built = simulator(config, directory, None)
     started = time.monotonic()
     options = RtlOptions(memory_latency=case.latency)
@@ -182,6 +184,7 @@ def _step(case: Case, directory: Path) -> dict[str, Any]:
         "batch": case.batch,
         "optimizer": case.optimizer,
         "bits": case.bits,
+        "schedule": case.schedule,
         "bit_exact": not mismatches(program, run, 1, run_steps(state, 1)),
         "descriptors": program.length,
         "cycles": run.cycles,
@@ -259,11 +262,12 @@ def render(figures: dict[str, Any]) -> str:
         "times. Memory: one beat per cycle each way after `latency` cycles. Share: MACs of the "
         "products / (R * C) / cycles; an int16 product is four passes of byte planes.",
         "",
-        "| preset | bus | latency | batch | optimizer | bits | bit-exact | cycles | share |",
-        "| --- | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: |",
+        "| preset | bus | latency | batch | optimizer | bits | schedule | bit-exact | cycles "
+        "| share |",
+        "| --- | ---: | ---: | ---: | --- | ---: | --- | --- | ---: | ---: |",
     ]
     for step in figures["steps"]:
-        names = ("preset", "bus_bits", "latency", "batch", "optimizer", "bits")
+        names = ("preset", "bus_bits", "latency", "batch", "optimizer", "bits", "schedule")
         values = [*(step[name] for name in names), "yes" if step["bit_exact"] else "NO"]
         values += [step["cycles"], f"{step['share']:.1%}"]
         lines.append("| " + " | ".join(str(value) for value in values) + " |")
