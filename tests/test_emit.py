@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Emission: one module per design, the same circuit as the plain elaboration, the same bytes."""
 
 import hashlib
