@@ -49,7 +49,6 @@ def test_all_backends_write_the_same_bytes(layer_file, tmp_path):
             assert content["counters"]["MACS"] == sum(p["macs"] for p in products)
         else:
             assert content["cycles"] is None and "counters" not in content
-        assert all(p["cycles"] is None and p["share"] is None for p in products)
     assert written["golden"] == written["machine"] == written["rtl"]
 
 

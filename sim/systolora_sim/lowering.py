@@ -43,7 +43,6 @@ from systolora.contract import (
     Action,
     Dataflow,
     Edge,
-    Kind,
     Opcode,
 )
 from systolora_sim import numerics as nx
@@ -681,9 +680,3 @@ def _put_off_updates(
             2 * index + offset,
         )
         builder.put_off(symbols[f"{prefix}sticky"].area(), steps)
-
-
-def kinds(program: NDArray[np.uint8]) -> dict[str, int]:
-    """How many descriptors of each kind a program has."""
-    numbers = program[:, 0] & 0xF
-    return {kind.name: int(np.count_nonzero(numbers == kind)) for kind in Kind}

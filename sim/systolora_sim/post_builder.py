@@ -324,8 +324,3 @@ class PostBuilder:
         """Frees registers of Scales that are not needed again."""
         for name in names:
             self._free.append(self._registers.pop(name))
-
-    def forget(self) -> None:
-        """Frees the registers of all Scales but those with `#`: names may mean others from now."""
-        for name in [each for each in self._registers if not each.startswith("#")]:
-            self.drop(name)

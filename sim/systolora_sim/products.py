@@ -14,12 +14,12 @@ __all__ = ["ProductRecord", "bare_record", "product_records", "step_macs"]
 
 @dataclass
 class ProductRecord:
-    """What one product was and cost.
+    """What one product is.
 
     m, k, n : shape of the main product as the device computes it, [m, k] times [k, n]; dataflow :
     of the main product, then of the low-rank term, with a slash where its blocks alternate; passes
     : of the array, by byte planes; macs : multiplications with true operands, m * k * n * passes
-    plus those of the low-rank term; cycles : None where time does not exist.
+    plus those of the low-rank term.
     """
 
     name: str
@@ -31,14 +31,9 @@ class ProductRecord:
     edge: str
     passes: int
     macs: int
-    cycles: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def share(self, multipliers: int) -> float | None:
-        """Share of what an array of that many multipliers could do in these cycles."""
-        return None if not self.cycles else round(self.macs / multipliers / self.cycles, 4)
 
 
 class _Shape(NamedTuple):

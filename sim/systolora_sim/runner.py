@@ -204,7 +204,7 @@ def run_file(
     build_dir: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Runs a layer or product file; writes the results, and the products with cycles as JSON.
+    """Runs a layer or product file; writes the results, and what ran as JSON.
 
     Both files appear complete or not at all. Cycles are null on the backends without time.
 
@@ -303,17 +303,12 @@ def _report(
     result: LayerResult,
     records: list[ProductRecord],
 ) -> dict[str, Any]:
-    cycles = [record.cycles for record in records]
-    known = [count for count in cycles if count is not None]
     return {
         kind: name,
         "backend": backend,
         "configuration": config.to_dict(),
         "digest": config.digest,
-        "products": [
-            record.to_dict() | {"share": record.share(config.rows * config.cols)}
-            for record in records
-        ],
-        "cycles": sum(known) if len(known) == len(cycles) else None,
+        "products": [record.to_dict() for record in records],
+        "cycles": None,  # where time exists, the caller's
         "sticky": sorted(result.sticky),
     }
