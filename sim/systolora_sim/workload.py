@@ -1,10 +1,14 @@
-"""Workloads: layers of known models, by name or from a TOML file (docs/workloads.md)."""
+"""Workloads: layers of known models, by name or from a TOML file (docs/workloads.md).
+
+Workloads from files of adapters are in `workload_adapter`, their states in `workload_state`.
+"""
 
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from systolora_sim.workload_adapter import from_adapter
 from systolora_sim.workload_layers import (
     MAX_LAYERS,
     StepMacs,
@@ -14,9 +18,8 @@ from systolora_sim.workload_layers import (
 )
 from systolora_sim.workload_state import state
 
-__all__ = [
-    "WORKLOADS", "StepMacs", "Workload", "WorkloadError", "WorkloadLayer", "load_workload", "state",
-]  # fmt: skip
+__all__ = ["WORKLOADS", "StepMacs", "Workload", "WorkloadError", "WorkloadLayer"]
+__all__ += ["from_adapter", "load_workload", "state"]
 
 _FOLDER = resources.files("systolora_sim") / "workloads"
 #: Names of the shipped workloads.
@@ -65,7 +68,6 @@ def _layers(table: Any) -> list[WorkloadLayer]:
     values["input"] = values["input"] or values["name"]
     if not 1 <= count <= MAX_LAYERS:
         raise WorkloadError(f"count: {count}: must be from 1 to {MAX_LAYERS}")
-    # Without repeats or an input of their own for each of them, `shared` says nothing.
     first = WorkloadLayer(**values)
     if count == 1:
         return [first]

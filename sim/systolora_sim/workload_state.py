@@ -59,7 +59,7 @@ class _Maker:
 
     def record(self, length: int) -> int:
         """About the largest sum of that many products of such integers."""
-        return round(1.25 * PEAK * length**0.5 * (numerics.qmax(self.bits) / PEAK) ** 2)
+        return round(1.5 * PEAK * length**0.5 * (numerics.qmax(self.bits) / PEAK) ** 2)
 
     def momentum(self, layer: WorkloadLayer) -> tuple[Scale, Scale]:
         """Scales of the momenta of A and B that put a usual gradient's largest value near 2^13."""
