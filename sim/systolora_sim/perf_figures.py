@@ -1,0 +1,135 @@
+"""What a perf report says between the lines: roofs, intensities, where memory is the limit.
+
+A report is the dict of format "systolora-perf 1" (docs/perf.md); a run and a product are parts of
+it. Everything here is derived; nothing is measured.
+"""
+
+from typing import Any
+
+__all__ = ["ORDER", "bus_bytes", "intensity", "memory_lines", "peak", "roof"]
+__all__ += ["compact", "number", "percent", "products", "ratio"]
+
+#: Products in the order of a step.
+ORDER = ("H", "Y", "term", "dH", "dB", "dA", "dX", "copies", "update", "other")
+
+
+# Numbers as text ------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """1,234,567; of what is no integer, one decimal."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def compact(value: float) -> str:
+    """Three digits and a unit: 1.23 M, 45.6 k."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= 0.9995 * factor:  # 999,600 is 1 M, not 1e+03 k
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """95.8%."""
+    return f"{100 * share:.1f}%"
+
+
+def ratio(value: float) -> str:
+    """2.03x."""
+    return f"{value:.2f}x"
+
+
+# Machine --------------------------------------------------------------------------------------
+
+
+def peak(report: dict[str, Any], run: dict[str, Any]) -> int:
+    """Multiplications per cycle of a run's array: rows * cols."""
+    config = report["config"] | run["config"]
+    return config["rows"] * config["cols"]
+
+
+def bus_bytes(report: dict[str, Any], run: dict[str, Any]) -> int:
+    """Bytes per cycle of a run's bus, each way."""
+    return run["config"].get("bus_bits", report["memory"]["bus_bits"]) // 8
+
+
+def intensity(macs: int, transferred: int) -> float:
+    """Operational intensity, MACs per byte; 0 where no byte is transferred."""
+    return macs / transferred if transferred else 0.0
+
+
+def roof(report: dict[str, Any], run: dict[str, Any], macs_per_byte: float) -> float:
+    """MACs per cycle that the array and one channel of the bus allow."""
+    return min(float(peak(report, run)), macs_per_byte * bus_bytes(report, run))
+
+
+def products(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's products that multiply."""
+    return [product for product in run["products"] if product["macs"]]
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+def memory_lines(report: dict[str, Any]) -> list[str]:
+    """Sentences that say where memory is the limit of runs[0], and by how much; step first."""
+    run = report["runs"][0]
+    bus = bus_bytes(report, run)
+    lines = [_step_line(run, bus), _waits_line(run)]
+    ridge = peak(report, run) / bus
+    bound = []
+    for product in products(run):
+        if not product["bytes"]:
+            continue
+        macs_per_byte = intensity(product["macs"], product["bytes"])
+        if macs_per_byte < ridge:
+            bound.append(
+                f"{product['name']} by itself: {percent(macs_per_byte / ridge)} of the MAC limit "
+                f"at most, since one channel of the bus brings {macs_per_byte:.1f} MACs with a "
+                f"byte, {ridge / macs_per_byte:.2f} times too few for the array; it reached "
+                f"{percent(product['share'])} beside the others."
+            )
+    if bound:
+        lines += bound
+    else:
+        lines.append(
+            f"Every product does more MACs per byte than the {ridge:.1f} from which on the array "
+            "is the limit."
+        )
+    plain = [p for p in run["products"] if not p["macs"] and p["bytes"]]
+    if plain:
+        moved = sum(p["bytes"] for p in plain)
+        names = ", ".join(p["name"] for p in plain)
+        everything = run["bytes_read"] + run["bytes_written"]
+        share = percent(moved / everything) if everything else "0.0%"
+        lines.append(f"Without a MAC: {names} move {number(moved)} bytes, {share} of all.")
+    return lines
+
+
+def _step_line(run: dict[str, Any], bus: int) -> str:
+    """Which of array, reading and writing holds the whole step."""
+    limit = run["limit"]
+    channels = {"reading": run["bytes_read"] / bus, "writing": run["bytes_written"] / bus}
+    worst = max(channels, key=lambda name: channels[name])
+    if channels[worst] > limit:
+        times = f", {channels[worst] / limit:.2f} times what the array needs" if limit else ""
+        return (
+            f"Memory is the limit of the step: {worst} takes at least {channels[worst]:,.0f} "
+            f"cycles at {bus} bytes a cycle{times} ({limit:,.0f})."
+        )
+    parts = " and ".join(
+        f"{name} at least {cycles:,.0f} ({percent(cycles / limit)} of that)"
+        for name, cycles in channels.items()
+    )
+    return (
+        f"The array is the limit of the step, not memory: the array needs at least {limit:,.0f} "
+        f"cycles, {parts}, at {bus} bytes a cycle each way."
+    )
+
+
+def _waits_line(run: dict[str, Any]) -> str:
+    loads, cycles = run["waits"]["loads"], run["cycles"]
+    return (
+        f"The array stood still for loads in {number(loads)} of {number(cycles)} cycles "
+        f"({percent(loads / cycles)})."
+    )
