@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from systolora.config import AcceleratorConfig
+from systolora.config import ACC_BANKS, AcceleratorConfig
 from systolora.contract import (
     SCALE,
     Action,
@@ -301,7 +301,7 @@ class _Maker:
         for register in range(4):
             self.scale(register)
         for number in range(rounds):
-            bank = number % 2 * config.bank_depth
+            bank = number % ACC_BANKS * config.bank_depth
             written = self.product(bank, config.bank_depth)
             fresh = bank + written
             room = config.bank_depth - written

@@ -23,8 +23,8 @@ CONFIGS = {
     "ecp5": preset("ecp5"),
     "8x16s4": AcceleratorConfig(rows=8, cols=16, segments=4, acc_depth=64),
     "16x8s8": AcceleratorConfig(rows=16, cols=8, segments=8, acc_depth=128),
-    "4x8s1-shallow": AcceleratorConfig(rows=4, cols=8, segments=1, acc_depth=8),
-    "8x4s4-shallow": AcceleratorConfig(rows=8, cols=4, segments=4, acc_depth=16),
+    "4x8s1-shallow": AcceleratorConfig(rows=4, cols=8, segments=1, acc_depth=16),
+    "8x4s4-shallow": AcceleratorConfig(rows=8, cols=4, segments=4, acc_depth=32),
 }
 INT8 = AcceleratorConfig(rows=8, cols=8, segments=2, int16=False, acc_depth=64)
 
@@ -93,7 +93,7 @@ def test_random_layers(seed):
         rows=rows,
         cols=cols,
         segments=int(rng.choice([s for s in (1, 2, 4, 8) if s <= min(rows, cols)])),
-        acc_depth=2 * rows << int(rng.integers(0, 5)),
+        acc_depth=4 * rows << int(rng.integers(0, 5)),
     )
     n, d, k = (int(rng.integers(1, limit)) for limit in (60, 80, 80))
     rank = int(rng.integers(1, 20))

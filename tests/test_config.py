@@ -20,15 +20,15 @@ BROKEN = [
     ({"int16": 1}, "int16 = 1: must be true or false"),
     (
         {"acc_depth": 100},
-        "acc_depth = 100: must be a power of two from 2 * rows = 32 to 65536",
+        "acc_depth = 100: must be a power of two from 4 * rows = 64 to 65536",
     ),
     (
         {"rows": 64, "acc_depth": 64},
-        "acc_depth = 64: must be a power of two from 2 * rows = 128 to 65536",
+        "acc_depth = 64: must be a power of two from 4 * rows = 256 to 65536",
     ),
     (
         {"acc_depth": 1 << 17},
-        "acc_depth = 131072: must be a power of two from 2 * rows = 32 to 65536",
+        "acc_depth = 131072: must be a power of two from 4 * rows = 64 to 65536",
     ),
 ]
 
@@ -43,7 +43,7 @@ def test_rules(fields, message):
 def test_derived_widths():
     wide = AcceleratorConfig(rows=8, cols=32, segments=4, int16=True, acc_depth=64)
     assert (wide.operand_bits, wide.acc_bits, wide.result_bits) == (9, 48, 16)
-    assert (wide.top_load, wide.left_load, wide.lanes, wide.bank_depth) == (2, 8, 32, 32)
+    assert (wide.top_load, wide.left_load, wide.lanes, wide.bank_depth) == (2, 8, 32, 16)
     narrow = wide.with_fields(int16=False, rows=None)
     assert (narrow.operand_bits, narrow.acc_bits, narrow.result_bits) == (8, 32, 8)
     assert narrow.rows == 8 and narrow.digest != wide.digest

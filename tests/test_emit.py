@@ -25,7 +25,7 @@ from systolora.rtl.core import Core
 from systolora.rtl.placement import place
 from yosys_equal import prove_designs, prove_modules
 
-SMALL = AcceleratorConfig(rows=4, cols=4, segments=2, int16=False, acc_depth=8)
+SMALL = AcceleratorConfig(rows=4, cols=4, segments=2, int16=False, acc_depth=16)
 
 
 @pytest.fixture(scope="module")

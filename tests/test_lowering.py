@@ -37,10 +37,10 @@ ODD = {
         wgt_bytes=1 << 13,
     ),
     "least": AcceleratorConfig(
-        rows=4, cols=4, segments=4, acc_depth=8, bus_bits=64, act_bytes=128, wgt_bytes=64
+        rows=4, cols=4, segments=4, acc_depth=16, bus_bits=64, act_bytes=128, wgt_bytes=64
     ),
     "wide bus": AcceleratorConfig(
-        rows=8, cols=8, segments=8, acc_depth=16, bus_bits=512, act_bytes=1 << 10,
+        rows=8, cols=8, segments=8, acc_depth=32, bus_bits=512, act_bytes=1 << 10,
         wgt_bytes=1 << 10,
     ),
 }  # fmt: skip

@@ -74,7 +74,7 @@ def test_too_many_tokens():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"acc_base": 63, "length": 2}, "tile rows 63..64: must lie in one bank of 64 rows"),
+        ({"acc_base": 31, "length": 2}, "tile rows 31..32: must lie in one bank of 32 rows"),
         ({"acc_base": 127, "length": 2}, "tile rows 127..128: must lie in one bank"),
         ({"accumulate": 1}, "adds to accumulator row 0, never written"),
         ({"shift": 3}, "shift = 3: out of range"),
@@ -111,8 +111,8 @@ def test_a_tile_does_not_survive_an_output_stationary_command():
         ({"src_base": 5}, "reads accumulator row 5, never written"),
         ({"cols": 0}, "ROWS of 1 rows, 0 columns: out of range"),
         ({"cols": 5}, "ROWS of 1 rows, 5 columns: out of range"),
-        ({"rows": 2, "src_base": 63}, "src rows 63..64: must lie in one bank"),
-        ({"add": 1, "rows": 2, "dst_base": 63}, "dst rows 63..64: must lie in one bank"),
+        ({"rows": 2, "src_base": 31}, "src rows 31..32: must lie in one bank"),
+        ({"add": 1, "rows": 2, "dst_base": 95}, "dst rows 95..96: must lie in one bank"),
         ({"write": 1, "rows": 2, "dst_base": 1}, "rows at 0 and 1 overlap"),
         (
             {"mode": Mode.INT8},
@@ -162,7 +162,7 @@ def test_beats_must_fit_their_command():
 def test_edges_and_segments():
     """The tile that arrives line by line is the tile that multiplies, from either edge."""
     rng = np.random.default_rng(6)
-    config = AcceleratorConfig(rows=8, cols=4, segments=2, acc_depth=16)
+    config = AcceleratorConfig(rows=8, cols=4, segments=2, acc_depth=32)
     wanted = rng.integers(-128, 128, (8, 4))
     act = rng.integers(-128, 128, (3, 8))
     for edge in Edge:

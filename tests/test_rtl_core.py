@@ -81,7 +81,7 @@ def _cycles(config, rows: int, count: int, **fields: int) -> int:
     """Cycles of `count` row operations over rows that hold something."""
 
     def queue(device: CoreDevice) -> None:
-        for base in (0, config.bank_depth):
+        for base in range(0, config.acc_depth, config.bank_depth):
             device.post(
                 np.ones((32, config.cols), np.int64),
                 opcode=Opcode.ROWS,

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from systolora.config import ACC_BANKS
 from systolora.contract import TILE, Dataflow, Edge, pack
 from systolora.rtl.tile_engine import TileEngine
 
 DEPTH = 64
+BANK = DEPTH // ACC_BANKS
 
 
 class Program:
@@ -26,7 +28,8 @@ class Program:
         self.wgt: list[np.ndarray] = []
         self.acc = np.zeros((DEPTH, cols), np.int64)
         self.stationary: np.ndarray | None = None
-        self.done = 0  # cycle of the token
+        self.fixed: dict[str, int] = {}  # fields of the next commands that are not random
+        self.done = 0  # cycle of the last token
 
     def _bytes(self, rng: np.random.Generator, low: int, shape: tuple[int, int]) -> np.ndarray:
         span = (0, 256) if low else (-128, 128)
@@ -42,14 +45,15 @@ class Program:
         self.commands.append(command)
 
     def _common(self, rng: np.random.Generator, rows: int) -> dict[str, int]:
-        bank = int(rng.integers(0, 2)) * DEPTH // 2
-        return {
+        bank = int(rng.integers(0, ACC_BANKS)) * BANK
+        fields = {
             "act_low": int(rng.integers(0, 2)) if self.planes else 0,
             "wgt_low": int(rng.integers(0, 2)) if self.planes else 0,
             "shift": int(rng.integers(0, 3)) if self.planes else 0,
             "accumulate": int(rng.integers(0, 2)),
-            "acc_base": bank + int(rng.integers(0, DEPTH // 2 - rows + 1)),
+            "acc_base": bank + int(rng.integers(0, BANK - rows + 1)),
         }
+        return fields | self.fixed
 
     def os(self, rng: np.random.Generator, depth: int, out_rows: int) -> None:
         command = self._common(rng, out_rows)
@@ -95,7 +99,8 @@ def run(program: Program, stall: float, seed: int = 0) -> list[int]:
         acc_bits=acc_bits,
         acc_depth=DEPTH,
     )
-    program.commands[-1]["signal"] = 1
+    for command in program.commands:
+        command["signal"] = 1
     rng = np.random.default_rng(seed)
     beats: list[int] = []
     cycle = 0
@@ -124,28 +129,29 @@ def run(program: Program, stall: float, seed: int = 0) -> list[int]:
 
     async def check(ctx):
         nonlocal cycle
-        done = False
-        while not done:
-            _, _, valid, ready, done = await ctx.tick().sample(
-                dut.act.valid, dut.act.ready, dut.token_out
+        finished = 0
+        while finished < len(program.commands):
+            _, _, valid, ready, tokens = await ctx.tick().sample(
+                dut.act.valid, dut.act.ready, dut.tokens_out
             )
             if valid and ready:
                 beats.append(cycle)
+            finished += tokens
             program.done = cycle
             cycle += 1
             assert cycle < 50_000, "no token: the engine hangs"
-        assert ctx.get(dut.bank_busy) == 0 or not stall
+        assert ctx.get(dut.bank_busy) == 0
         for row in range(DEPTH):
-            bank, index = divmod(row, DEPTH // 2)
-            ctx.set(dut.banks.own, 3)
+            bank, index = divmod(row, BANK)
+            ctx.set(dut.banks.own, (1 << ACC_BANKS) - 1)
             ctx.set(dut.banks.read, 1 << bank)
             ctx.set(dut.banks.read_row[bank], index)
             await ctx.tick()
             got = [ctx.get(dut.read_data[col][bank]) for col in range(program.cols)]
             assert got == program.acc[row].tolist(), f"row {row}"
         for _ in range(2 * (program.rows + program.cols)):
-            *_, token = await ctx.tick().sample(dut.token_out)
-            assert not token, "a second token"
+            *_, token = await ctx.tick().sample(dut.tokens_out)
+            assert not token, "a token too many"
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-6)
@@ -187,7 +193,6 @@ def test_ws_rate(shape, edge, length):
     program = Program(*shape)
     for _ in range(8):
         program.ws(rng, length, True, edge)
-        program.commands[-1]["signal"] = 0
     first = run(program, 0.0)[::length]
     load = (cols if edge == Edge.LEFT else rows) // segments
     assert np.diff(first).tolist() == [max(load, length)] * 7
@@ -206,16 +211,49 @@ def test_os_rate(shape, depth):
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)
-def test_switching(shape):
-    """OS after WS has no gap; WS after OS waits R cycles for the drain."""
+def test_switching_in_a_bank(shape):
+    """OS after WS has no gap; WS after OS waits R + 2 cycles for the drain."""
     rng = np.random.default_rng(9)
     program = Program(*shape)
+    program.fixed = {"acc_base": 2 * BANK}
     for _ in range(4):
         program.ws(rng, 8, True, Edge.TOP)
         program.os(rng, 8, shape[0])
     beats = np.array(run(program, 0.0)).reshape(8, 8)
     gaps = (beats[1:, 0] - beats[:-1, -1]).tolist()
-    assert gaps == [1, 1 + shape[0]] * 3 + [1]
+    assert gaps == [1, 3 + shape[0]] * 3 + [1]
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)
+def test_a_shallow_tile_after_ws_in_its_bank(shape):
+    """An OS tile of one beat waits one cycle, and its accumulating drain meets the last rows."""
+    rng = np.random.default_rng(11)
+    program = Program(*shape)
+    program.fixed = {"acc_base": BANK, "accumulate": 1}
+    for _ in range(6):
+        program.ws(rng, 4, True, Edge.TOP)
+        program.os(rng, 1, shape[0])
+    beats = np.array(run(program, 0.0)).reshape(6, 5)
+    assert (beats[:, 4] - beats[:, 3]).tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4), (8, 8, 2)], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 4, 6])
+def test_drains_beside_ws(shape, depth):
+    """An OS tile between WS tiles of other banks costs its beats and the next tile's load."""
+    rows, _, segments = shape
+    length, tiles = 12, 5
+    rng = np.random.default_rng(12)
+    program = Program(*shape)
+    for _ in range(tiles):
+        program.fixed = {"acc_base": 0}
+        program.ws(rng, length, True, Edge.TOP)
+        program.fixed = {"acc_base": BANK}
+        program.os(rng, depth, rows)
+    starts = run(program, 0.0)[:: length + depth]
+    costs = np.diff(starts) - length
+    assert costs.tolist() == [depth + rows // segments - 1] * (tiles - 1)
+    assert max(costs) <= max(depth, 1) + rows // segments + 2
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)

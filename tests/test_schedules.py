@@ -55,7 +55,7 @@ ARRAYS = {
     "16x16s4": preset("default"),
 }  # fmt: skip
 LEAST = AcceleratorConfig(
-    rows=4, cols=4, segments=4, acc_depth=8, bus_bits=64, act_bytes=128, wgt_bytes=64
+    rows=4, cols=4, segments=4, acc_depth=16, bus_bits=64, act_bytes=128, wgt_bytes=64
 )
 
 #: Shapes (N, d, k, r) of the layers, optimizer, fields of the layers.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .config import PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
+from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 
 __all__ = ["main"]
 
@@ -515,7 +515,7 @@ def _describe(config: AcceleratorConfig) -> list[tuple[str, str]]:
         ("results, bits", str(config.result_bits)),
         ("load from the top, cycles", str(config.top_load)),
         ("load from the left, cycles", str(config.left_load)),
-        ("accumulator banks, rows", f"2 x {config.bank_depth}"),
+        ("accumulator banks, rows", f"{ACC_BANKS} x {config.bank_depth}"),
         ("accumulator memory, bits", str(memory)),
         ("act stream, bits", str(8 * config.rows)),
         ("wgt stream, bits", str(8 * config.lanes * config.segments)),

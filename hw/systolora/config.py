@@ -9,10 +9,12 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["PRESETS", "AcceleratorConfig", "ConfigError", "from_toml", "preset"]
+__all__ = ["ACC_BANKS", "PRESETS", "AcceleratorConfig", "ConfigError", "from_toml", "preset"]
 
 MIN_SIDE, MAX_SIDE = 4, 256
 MAX_ACC_DEPTH = 1 << 16
+#: Banks of the accumulator buffer: the uppermost rows' address bits.
+ACC_BANKS = 4
 SEGMENTS = (1, 2, 4, 8)
 BUS_BITS = (64, 128, 256, 512)
 MAX_BUFFER_BYTES = 1 << 26
@@ -40,8 +42,9 @@ class AcceleratorConfig:
     int16 : bool
         int16 operands by byte planes: 9-bit multiplier operands, 48-bit accumulators.
     acc_depth : int
-        Rows of the accumulator buffer (each of C accumulators), split into two banks of half the
-        depth: a power of two, at least 2 * rows, at most 65536.
+        Rows of the accumulator buffer (each of C accumulators), split into four banks of a quarter
+        of the depth: a power of two, at least 4 * rows (a bank holds an output-stationary tile),
+        at most 65536.
     bus_bits : int
         Data width of the AXI4 master: 64, 128, 256 or 512.
     address_bits : int
@@ -90,11 +93,11 @@ class AcceleratorConfig:
                 f"segments = {self.segments}: must be at most min(rows, cols) = "
                 f"{min(self.rows, self.cols)}"
             )
-        least = 2 * self.rows
+        least = ACC_BANKS * self.rows
         if not (least <= self.acc_depth <= MAX_ACC_DEPTH and _power_of_two(self.acc_depth)):
             raise ConfigError(
-                f"acc_depth = {self.acc_depth}: must be a power of two from 2 * rows = {least} "
-                f"to {MAX_ACC_DEPTH}"
+                f"acc_depth = {self.acc_depth}: must be a power of two from {ACC_BANKS} * rows = "
+                f"{least} to {MAX_ACC_DEPTH}"
             )
 
         if self.bus_bits not in BUS_BITS:
@@ -151,8 +154,8 @@ class AcceleratorConfig:
 
     @property
     def bank_depth(self) -> int:
-        """Rows of one of the two accumulator banks."""
-        return self.acc_depth // 2
+        """Rows of one of the four accumulator banks."""
+        return self.acc_depth // ACC_BANKS
 
     @property
     def bus_bytes(self) -> int:

@@ -443,7 +443,7 @@ REGISTERS: dict[str, Register] = {
         ),
         Register(
             "ACC", 0x00C, "ro",
-            (RegisterField("depth", 17, "rows D of the accumulator buffer, two banks"),),
+            (RegisterField("depth", 17, "rows D of the accumulator buffer, four banks"),),
             "configuration: accumulator buffer",
         ),
         Register(

@@ -1,41 +1,47 @@
-"""One column of the accumulator buffer: two banks, and the read-add-write of the array's sums."""
+"""One column of the accumulator buffer: its banks, and the read-add-write of the array's sums."""
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Array, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from systolora.config import ACC_BANKS
 from systolora.rtl.layouts import SumControl
 
 __all__ = ["AccumulatorLane", "BankControl"]
 
-BANKS = 2
+#: The two ways from the array into the banks: WS sums and rows of the drain chain.
+PATHS = ("sum", "drain")
 
 
 def BankControl(bank_bits: int) -> data.StructLayout:
     """What the post-processor asks of the banks; the same for all lanes, by bank."""
     return data.StructLayout(
         {
-            "own": unsigned(BANKS),
-            "read": unsigned(BANKS),
-            "read_row": data.ArrayLayout(bank_bits, BANKS),
-            "write": unsigned(BANKS),
+            "own": unsigned(ACC_BANKS),
+            "read": unsigned(ACC_BANKS),
+            "read_row": data.ArrayLayout(bank_bits, ACC_BANKS),
+            "write": unsigned(ACC_BANKS),
             "write_row": unsigned(bank_bits),
         }
     )
 
 
 class AccumulatorLane(wiring.Component):
-    """Adds one row of sums per cycle to its accumulators; lends free banks to the post-processor.
+    """Adds a row of WS sums and a drained row per cycle; lends free banks to the post-processor.
 
     ``acc[address] = (acc[address] if accumulate else 0) + (sum << 8 * shift)``
 
-    The control word `ctl_in` comes one cycle before the sum: it reads in cycle t, adds in t + 1,
-    writes in t + 2; the same accumulator may come again in any later cycle (the two younger sums
-    are forwarded). `ctl_out` is `ctl_in` one cycle later, for the next lane, whose sums are one
-    cycle later too: the skew of the array's columns needs no registers for data.
+    Each of the two paths has a control word of its own, which comes one cycle before the sum: it
+    reads in cycle t, adds in t + 1, writes in t + 2. On one path the same accumulator may come
+    again in any later cycle (the two younger sums are forwarded). The two paths must keep off each
+    other's bank: rows that reach a bank on one path come at least `APART` cycles after those that
+    reached it on the other.
+
+    A control word leaves one cycle later, for the next lane, whose sums are one cycle later too:
+    the skew of the array's columns needs no registers for data.
 
     A bank belongs to the post-processor while its `own` bit is set; the sequencer sends no sums
     there meanwhile. `read_data` follows `read` by one cycle.
@@ -43,87 +49,100 @@ class AccumulatorLane(wiring.Component):
     Parameters
     ----------
     acc_bits, psum_bits : widths of an accumulator and of a partial sum
-    depth : accumulators, a power of two; the upper half is bank 1
+    depth : accumulators, a power of two; the upper bits of an address are the bank
+
+    Members
+    -------
+    sum_in, sum_out, sum : control words and value of the WS sums
+    drain_in, drain_out, drain : those of the drain chain
+    banks, write_data, read_data : the post-processor's side
     """
 
     LATENCY = 2
-    #: Cycles from `ctl_in` to the sum readable by the post-processor.
-    READABLE = 3
+    #: Cycles from a control word to the sum readable by the post-processor, and by the other path.
+    READABLE = APART = 3
 
     def __init__(self, *, acc_bits: int, psum_bits: int, depth: int) -> None:
         if acc_bits < psum_bits:
             raise ValueError(f"acc_bits must be at least psum_bits = {psum_bits}, not {acc_bits}")
         self.design_key: Hashable = (acc_bits, psum_bits, depth)
-        self._acc_bits, self._depth = acc_bits, depth
-        self._address_bits = (depth - 1).bit_length()
+        self._acc_bits, self._bank_depth = acc_bits, depth // ACC_BANKS
+        self._bank_bits = (self._bank_depth - 1).bit_length()
+        address_bits = (depth - 1).bit_length()
         acc, psum = signed(acc_bits), signed(psum_bits)
-        control = SumControl(self._address_bits)
-        super().__init__(
-            {
-                "ctl_in": In(control),
-                "ctl_out": Out(control),
-                "psum": In(psum),
-                "drain": In(psum),
-                "banks": In(BankControl(self._address_bits - 1)),
-                "write_data": In(acc),
-                "read_data": Out(acc).array(BANKS),
-            }
-        )
+        control = SumControl(address_bits)
+        members: dict[str, wiring.Member] = {
+            "banks": In(BankControl(self._bank_bits)),
+            "write_data": In(acc),
+            "read_data": Out(acc).array(ACC_BANKS),
+        }
+        for path in PATHS:
+            members |= {f"{path}_in": In(control), f"{path}_out": Out(control), path: In(psum)}
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        acc, bank_bits = signed(self._acc_bits), self._bank_bits
+        writes = {path: self._path(m, path) for path in PATHS}
+        for bank in range(ACC_BANKS):
+            memory = Memory(shape=acc, depth=self._bank_depth, init=[])
+            m.submodules[f"bank_{bank}"] = memory
+            rp, wp = memory.read_port(), memory.write_port()
+            own = self.banks.own[bank]
+            read, write = Signal(len(PATHS), name=f"read_{bank}"), Signal(2, name=f"write_{bank}")
+            for index, path in enumerate(PATHS):
+                word, (valid, address, _) = getattr(self, f"{path}_in"), writes[path]
+                m.d.comb += [
+                    read[index].eq(
+                        word.valid & word.accumulate & (word.address[bank_bits:] == bank)
+                    ),
+                    write[index].eq(valid & (address[bank_bits:] == bank)),
+                ]
+            read_row = Mux(read[1], self.drain_in.address, self.sum_in.address)[:bank_bits]
+            write_row = Mux(write[1], writes["drain"][1], writes["sum"][1])[:bank_bits]
+            m.d.comb += [
+                rp.en.eq(Mux(own, self.banks.read[bank], read.any())),
+                rp.addr.eq(Mux(own, self.banks.read_row[bank], read_row)),
+                wp.en.eq(Mux(own, self.banks.write[bank], write.any())),
+                wp.addr.eq(Mux(own, self.banks.write_row, write_row)),
+                wp.data.eq(
+                    Mux(
+                        own,
+                        self.write_data,
+                        Mux(write[1], writes["drain"][2], writes["sum"][2]),
+                    )
+                ),
+                self.read_data[bank].eq(rp.data),
+            ]
+        return m
+
+    def _path(self, m: Module, path: str) -> tuple[Value, Signal, Signal]:
+        """The adder of one path; returns what it writes: valid, address, value."""
         acc = signed(self._acc_bits)
-        bank_bits = self._address_bits - 1
+        ctl_in, ctl_out = getattr(self, f"{path}_in"), getattr(self, f"{path}_out")
 
         # Stage 0: read
-        ctl = Signal.like(self.ctl_in, reset_less=True)
-        valid = Signal()
-        m.d.sync += [ctl.eq(self.ctl_in), valid.eq(self.ctl_in.valid)]
-        m.d.comb += [self.ctl_out.eq(ctl), self.ctl_out.valid.eq(valid)]
+        ctl = Signal.like(ctl_in, name=f"{path}_ctl", reset_less=True)
+        valid = Signal(name=f"{path}_valid")
+        m.d.sync += [ctl.eq(ctl_in), valid.eq(ctl_in.valid)]
+        m.d.comb += [ctl_out.eq(ctl), ctl_out.valid.eq(valid)]
 
         # Stage 1: add, with the younger of the sums that the memory does not show yet
-        read = Signal(acc)
-        sum_q = Signal(acc, reset_less=True)
-        sum_q2 = Signal(acc, reset_less=True)
-        old = Signal(acc)
-        moved = Signal(acc)
-        psum = Signal(self.psum.shape())
-        m.d.comb += [
-            old.eq(Mux(ctl.forward_1, sum_q, Mux(ctl.forward_2, sum_q2, read))),
-            psum.eq(Mux(ctl.drain, self.drain, self.psum)),
-        ]
+        value = Signal(acc, name=f"{path}_value", reset_less=True)
+        older = Signal(acc, name=f"{path}_older", reset_less=True)
+        old = Signal(acc, name=f"{path}_old")
+        moved = Signal(acc, name=f"{path}_moved")
+        read = Array(self.read_data)[ctl.address[self._bank_bits :]]
+        m.d.comb += old.eq(Mux(ctl.forward_1, value, Mux(ctl.forward_2, older, read)))
         with m.Switch(ctl.shift):
             for shift in range(3):
                 with m.Case(shift):
                     # Fits unless the caller breaks numerics section 9; without int16 only 0 is used
-                    m.d.comb += moved.eq(psum << (8 * shift))
-        m.d.sync += [sum_q.eq(Mux(ctl.accumulate, old, 0) + moved), sum_q2.eq(sum_q)]
+                    m.d.comb += moved.eq(getattr(self, path) << (8 * shift))
+        m.d.sync += [value.eq(Mux(ctl.accumulate, old, 0) + moved), older.eq(value)]
 
         # Stage 2: write
-        write_valid = Signal()
-        write_address = Signal(self._address_bits, reset_less=True)
-        m.d.sync += [write_valid.eq(valid), write_address.eq(ctl.address)]
-
-        bank_q = Signal(reset_less=True)
-        m.d.comb += bank_q.eq(ctl.address[-1])
-        for bank in range(BANKS):
-            memory = Memory(shape=acc, depth=self._depth // BANKS, init=[])
-            m.submodules[f"bank_{bank}"] = memory
-            rp, wp = memory.read_port(), memory.write_port()
-            own = self.banks.own[bank]
-            array_read = Signal(name=f"array_read_{bank}")
-            array_write = Signal(name=f"array_write_{bank}")
-            m.d.comb += [
-                array_read.eq(
-                    self.ctl_in.valid & self.ctl_in.accumulate & (self.ctl_in.address[-1] == bank)
-                ),
-                array_write.eq(write_valid & (write_address[-1] == bank)),
-                rp.en.eq(Mux(own, self.banks.read[bank], array_read)),
-                rp.addr.eq(Mux(own, self.banks.read_row[bank], self.ctl_in.address[:bank_bits])),
-                wp.en.eq(Mux(own, self.banks.write[bank], array_write)),
-                wp.addr.eq(Mux(own, self.banks.write_row, write_address[:bank_bits])),
-                wp.data.eq(Mux(own, self.write_data, sum_q)),
-                self.read_data[bank].eq(rp.data),
-            ]
-        m.d.comb += read.eq(Mux(bank_q, self.read_data[1], self.read_data[0]))
-        return m
+        write_valid = Signal(name=f"{path}_write")
+        address = Signal(len(ctl.address), name=f"{path}_address", reset_less=True)
+        m.d.sync += [write_valid.eq(valid), address.eq(ctl.address)]
+        return write_valid, address, value

@@ -7,9 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
-from systolora.config import AcceleratorConfig
+from systolora.config import ACC_BANKS, AcceleratorConfig
 from systolora.contract import Status
-from systolora.rtl.accumulator import BANKS
 from systolora.rtl.flow import link
 from systolora.rtl.layouts import InfoLayout, PostLayout, TileLayout
 from systolora.rtl.output_queue import OutputQueue
@@ -98,7 +97,7 @@ class Core(wiring.Component):
         control = PostControl(
             cols=config.cols,
             acc_bits=config.acc_bits,
-            address_bits=(config.acc_depth - 1).bit_length(),
+            bank_bits=(config.bank_depth - 1).bit_length(),
             queue_depth=self.queue_depth,
         )
         place(m, platform, "tile_engine", engine)
@@ -134,7 +133,7 @@ class Core(wiring.Component):
             engine.bank_claimed.eq(control.bank_claimed),
             control.bank_busy.eq(engine.bank_busy),
             engine.token.eq(control.token_out),
-            control.token.eq(engine.token_out),
+            control.tokens.eq(engine.tokens_out),
             self.busy.eq(engine.busy | control.busy | (queue.level != 0)),
         ]
 
@@ -157,7 +156,7 @@ class Core(wiring.Component):
                 clipped[col].eq(lane.clipped),
             ]
             m.d.comb += [
-                lane.read_data[bank].eq(engine.read_data[col][bank]) for bank in range(BANKS)
+                lane.read_data[bank].eq(engine.read_data[col][bank]) for bank in range(ACC_BANKS)
             ]
             amax = lane.amax_out
         m.d.comb += control.amax_in.eq(amax)

@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
+from systolora.config import ACC_BANKS
 from systolora.contract import (
     Action,
     Buffer,
@@ -256,7 +257,7 @@ class DescriptorCheck(wiring.Component):
         )
 
         # Accumulator rows
-        bank_bits = (self._acc_depth - 1).bit_length() - 1
+        bank_bits = (self._acc_depth // ACC_BANKS - 1).bit_length()
         beyond = []
         for name in ("src_base", "dst_base"):
             base = getattr(post, name)

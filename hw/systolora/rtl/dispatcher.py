@@ -7,6 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
+from systolora.config import ACC_BANKS
 from systolora.contract import Action, Buffer, Dataflow, Edge, Fault, Kind, Layout
 from systolora.rtl.bounds import BoundsCheck, BoundsLayout
 from systolora.rtl.csr import FaultLayout
@@ -296,7 +297,7 @@ class Dispatcher(wiring.Component):
                         region.limit.eq(self._entries[1] * self._entry_bytes[1] // unit),
                     ]
                 with m.Else():
-                    bank_bits = (self._acc_depth - 1).bit_length() - 1
+                    bank_bits = (self._acc_depth // ACC_BANKS - 1).bit_length()
                     short = (item.repeat == 1) | (item.acc_step >= self._rows)
                     last_row = Signal(len(bounds.end), name="acc_last")
                     m.d.comb += [

@@ -62,7 +62,6 @@ def SumControl(address_bits: int) -> data.StructLayout:
     return data.StructLayout(
         {
             "valid": 1,
-            "drain": 1,
             "accumulate": 1,
             "shift": 2,
             "address": address_bits,

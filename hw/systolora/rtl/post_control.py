@@ -8,8 +8,9 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
+from systolora.config import ACC_BANKS
 from systolora.contract import Mode, Opcode, Source
-from systolora.rtl.accumulator import BANKS, BankControl
+from systolora.rtl.accumulator import BankControl
 from systolora.rtl.layouts import InfoLayout, PostLayout
 from systolora.rtl.placement import place
 from systolora.rtl.post_lane import LaneControl, PostLane
@@ -40,7 +41,7 @@ class PostControl(wiring.Component):
     ----------
     cols : columns C
     acc_bits : accumulator width
-    address_bits : width of an accumulator row's address; the top bit is the bank
+    bank_bits : width of an accumulator row's address in its bank; the bits above it are the bank
     queue_depth : places of the output queue
 
     Members
@@ -59,14 +60,14 @@ class PostControl(wiring.Component):
     delayed_row : `clipped` counts for clip_delayed
     scale_range : a Scale operation saturated its exponent
     bank_claimed, bank_busy : see Sequencer
-    token, token_out : from and to the tile queue
+    tokens, token_out : tokens that come from the tile queue, up to two at once; one to it
     busy : a command is in work
     """
 
-    def __init__(self, *, cols: int, acc_bits: int, address_bits: int, queue_depth: int) -> None:
-        self.design_key: Hashable = (cols, acc_bits, address_bits, queue_depth)
+    def __init__(self, *, cols: int, acc_bits: int, bank_bits: int, queue_depth: int) -> None:
+        self.design_key: Hashable = (cols, acc_bits, bank_bits, queue_depth)
         self._cols, self._acc_bits = cols, acc_bits
-        self._address_bits, self._queue_depth = address_bits, queue_depth
+        self._bank_bits, self._queue_depth = bank_bits, queue_depth
         super().__init__(
             {
                 "post": In(stream.Signature(PostLayout)),
@@ -81,7 +82,7 @@ class PostControl(wiring.Component):
                 "waits_output": Out(1),
                 "lanes": Out(LaneControl),
                 "rescale": Out(control_layout(acc_bits)),
-                "banks": Out(BankControl(address_bits - 1)),
+                "banks": Out(BankControl(bank_bits)),
                 "col_valid": Out(cols),
                 "transposed": Out(1),
                 "push": Out(1),
@@ -93,9 +94,9 @@ class PostControl(wiring.Component):
                 "delayed_row": Out(1),
                 "status": Out(contract.width(contract.POST, "status")),
                 "scale_range": Out(1),
-                "bank_claimed": Out(BANKS),
-                "bank_busy": In(BANKS),
-                "token": In(1),
+                "bank_claimed": Out(ACC_BANKS),
+                "bank_busy": In(ACC_BANKS),
+                "tokens": In(range(3)),
                 "token_out": Out(1),
                 "busy": Out(1),
             }
@@ -115,7 +116,8 @@ class PostControl(wiring.Component):
     def _rows(self, m: Module, command, issue: Signal, start: Signal, pipeline: Signal) -> None:
         """What travels with the rows; `pipeline[n]` is 1 in cycle n of a row."""
         lanes, banks = self.lanes, self.banks
-        bank_bits = self._address_bits - 1
+        bank_bits = self._bank_bits
+        bank = slice(bank_bits, bank_bits + len(lanes.src_bank))
         age = Cat(issue, pipeline)
         m.d.sync += pipeline.eq(age)
 
@@ -136,15 +138,16 @@ class PostControl(wiring.Component):
         src = Signal(bank_bits, reset_less=True)
         dst_read = Signal(bank_bits, reset_less=True)
         dst_write = Signal(bank_bits, reset_less=True)
-        src_bank, dst_bank = Signal(reset_less=True), Signal(reset_less=True)
+        src_bank = Signal(range(ACC_BANKS), reset_less=True)
+        dst_bank = Signal(range(ACC_BANKS), reset_less=True)
         word = Signal(32, reset_less=True)
         with m.If(start):
             m.d.sync += [
                 src.eq(command.src_base),
-                src_bank.eq(command.src_base[bank_bits]),
+                src_bank.eq(command.src_base[bank]),
                 dst_read.eq(command.dst_base),
                 dst_write.eq(command.dst_base),
-                dst_bank.eq(command.dst_base[bank_bits]),
+                dst_bank.eq(command.dst_base[bank]),
                 word.eq(command.word0),
             ]
         with m.Else():
@@ -157,15 +160,15 @@ class PostControl(wiring.Component):
             with m.If(age[PostLane.WORD]):
                 step = Mux(command.transposed, contract.COL_STEP, contract.ROW_STEP)
                 m.d.sync += word.eq(word + step)
-        for bank in range(BANKS):
-            read_src = Signal(name=f"read_src_{bank}")
-            read_dst = Signal(name=f"read_dst_{bank}")
+        for index in range(ACC_BANKS):
+            read_src = Signal(name=f"read_src_{index}")
+            read_dst = Signal(name=f"read_dst_{index}")
             m.d.comb += [
-                read_src.eq(age[1] & reads & (src_bank == bank)),
-                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & (dst_bank == bank)),
-                banks.read[bank].eq(read_src | read_dst),
-                banks.read_row[bank].eq(Mux(read_src, src, dst_read)),
-                banks.write[bank].eq(age[PostLane.VALUE] & writes & (dst_bank == bank)),
+                read_src.eq(age[1] & reads & (src_bank == index)),
+                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & (dst_bank == index)),
+                banks.read[index].eq(read_src | read_dst),
+                banks.read_row[index].eq(Mux(read_src, src, dst_read)),
+                banks.write[index].eq(age[PostLane.VALUE] & writes & (dst_bank == index)),
             ]
         m.d.comb += banks.write_row.eq(dst_write)
 
@@ -276,29 +279,25 @@ class PostControl(wiring.Component):
         head = self.post.payload
         m.d.comb += accept.eq(self.post.valid & self.post.ready)
         consumed = accept & head.wait
-        with m.If(self.token & ~consumed):
-            m.d.sync += tokens.eq(tokens + 1)
-        with m.Elif(~self.token & consumed):
-            m.d.sync += tokens.eq(tokens - 1)
+        m.d.sync += tokens.eq(tokens + self.tokens - consumed)
 
-        uses = Signal(BANKS)
-        bank_bits = self._address_bits - 1
+        uses = Signal(ACC_BANKS)
+        bank_bits = self._bank_bits
+        src_bank, dst_bank = Signal(range(ACC_BANKS)), Signal(range(ACC_BANKS))
         from_buffer, to_buffer = Signal(), Signal()
         m.d.comb += [
+            src_bank.eq(command.src_base >> bank_bits),
+            dst_bank.eq(command.dst_base >> bank_bits),
             from_buffer.eq(command.source == Source.BUFFER),
             to_buffer.eq((command.add | command.write) & ~command.mode[1]),
         ]
-        for bank in range(BANKS):
+        for bank in range(ACC_BANKS):
             m.d.comb += uses[bank].eq(
-                (from_buffer & (command.src_base[bank_bits] == bank))
-                | (to_buffer & (command.dst_base[bank_bits] == bank))
+                (from_buffer & (src_bank == bank)) | (to_buffer & (dst_bank == bank))
             )
         alternate = Signal()
         m.d.comb += alternate.eq(
-            from_buffer
-            & command.add
-            & ~command.mode[1]
-            & (command.src_base[bank_bits] == command.dst_base[bank_bits])
+            from_buffer & command.add & ~command.mode[1] & (src_bank == dst_bank)
         )
 
         rows_left = Signal(command.rows.shape(), reset_less=True)

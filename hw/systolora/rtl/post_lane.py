@@ -2,11 +2,11 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from systolora.rtl.accumulator import BANKS
+from systolora.config import ACC_BANKS
 from systolora.rtl.placement import place
 from systolora.rtl.random_word import RandomWord
 from systolora.rtl.rescale import Rescale, control_layout
@@ -18,8 +18,8 @@ __all__ = ["LaneControl", "PostLane"]
 LaneControl = data.StructLayout(
     {
         "from_stream": 1,
-        "src_bank": 1,
-        "dst_bank": 1,
+        "src_bank": range(ACC_BANKS),
+        "dst_bank": range(ACC_BANKS),
         "add": 1,
         "bias": 1,
         "sat32": 1,
@@ -82,7 +82,7 @@ class PostLane(wiring.Component):
                 "col_valid": In(1),
                 "col_word": In(32),
                 "acc_in": In(acc),
-                "read_data": In(acc).array(BANKS),
+                "read_data": In(acc).array(ACC_BANKS),
                 "value": Out(acc),
                 "clipped": Out(1),
                 "saturated": Out(1),
@@ -110,7 +110,7 @@ class PostLane(wiring.Component):
         with m.If(ctl.from_stream):
             m.d.comb += source.eq(beat_2)
         with m.Else():
-            m.d.comb += source.eq(Mux(ctl.src_bank, self.read_data[1], self.read_data[0]))
+            m.d.comb += source.eq(Array(self.read_data)[ctl.src_bank])
         with m.If(ctl.sign):
             upper = source[-1].replicate(self._acc_bits - 1)
             m.d.sync += x.eq(Cat(source.any(), upper).as_signed())
@@ -144,7 +144,7 @@ class PostLane(wiring.Component):
         total = Signal(signed(sum_bits), reset_less=True)
         masked_dst, masked_bias = Signal(acc), Signal(acc)
         m.d.comb += [
-            dst.eq(Mux(ctl.dst_bank, self.read_data[1], self.read_data[0])),
+            dst.eq(Array(self.read_data)[ctl.dst_bank]),
             masked_dst.eq(Mux(ctl.add, dst, 0)),
             masked_bias.eq(Mux(ctl.bias, bias, 0)),
         ]

@@ -1,12 +1,16 @@
 """Runs the tile commands: when a beat may enter the array, and where its sums go."""
 
 from collections.abc import Hashable
+from functools import reduce
+from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
+from systolora.config import ACC_BANKS
+from systolora.rtl.accumulator import AccumulatorLane
 from systolora.rtl.layouts import SumControl, TileLayout
 
 __all__ = ["Sequencer"]
@@ -22,16 +26,18 @@ class Sequencer(wiring.Component):
     OS tiles every max(depth, R) cycles (the drain's length).
 
     A compute beat of cycle t leaves the bottom of column 0 in cycle t + R + 3; its SumControl word
-    leaves `sum_ctl` one cycle earlier, when the accumulator is read. The drain of an OS tile whose
-    last beat fired in cycle t takes the places of the beats of cycles t + 1 .. t + R.
+    leaves `sums` one cycle earlier, when the accumulator is read. The drain of an OS tile whose
+    last beat fired in cycle t leaves like beats of the cycles t + 1 .. t + R, its words on
+    `drains`. WS tiles follow meanwhile, in other banks: rows of the two paths reach one bank at
+    least AccumulatorLane.APART cycles after each other.
 
     Members
     -------
     tile : the command stream
     act_valid, act_ready, wgt_valid, wgt_ready : handshakes of the operand streams
     load_valid ... drain_row : see ArrayEdge
-    sum_ctl : to accumulator lane 0
-    done, done_bank : the last sum of a tile is readable in all lanes; its bank
+    sums, drains : to accumulator lane 0
+    done : banks in which the last sum of a tile has become readable in all lanes
     bank_claimed : banks that a post command owns or wants
     bank_busy : banks that tiles in flight write
     token : a post command gives a token
@@ -41,12 +47,13 @@ class Sequencer(wiring.Component):
 
     QUEUE_DEPTH = 4
 
-    def __init__(self, *, rows: int, cols: int, segments: int, address_bits: int) -> None:
-        self.design_key: Hashable = (rows, cols, segments, address_bits)
+    def __init__(self, *, rows: int, cols: int, segments: int, acc_depth: int) -> None:
+        self.design_key: Hashable = (rows, cols, segments, acc_depth)
         self._rows, self._cols = rows, cols
         self._top_load, self._left_load = rows // segments, cols // segments
-        self._address_bits = address_bits
-        self._sum = SumControl(address_bits)
+        self._address_bits = (acc_depth - 1).bit_length()
+        self._bank_bits = (acc_depth // ACC_BANKS - 1).bit_length()
+        self._sum = SumControl(self._address_bits)
         super().__init__(
             {
                 "tile": In(stream.Signature(TileLayout)),
@@ -67,11 +74,11 @@ class Sequencer(wiring.Component):
                 "act_low": Out(1),
                 "drain_valid": Out(1),
                 "drain_row": Out(range(rows)),
-                "sum_ctl": Out(self._sum),
-                "done": In(1),
-                "done_bank": In(1),
-                "bank_claimed": In(2),
-                "bank_busy": Out(2),
+                "sums": Out(self._sum),
+                "drains": Out(self._sum),
+                "done": In(ACC_BANKS),
+                "bank_claimed": In(ACC_BANKS),
+                "bank_busy": Out(ACC_BANKS),
                 "token": In(1),
                 "busy": Out(1),
                 "waits": Out(1),
@@ -167,20 +174,32 @@ class Sequencer(wiring.Component):
         m.d.comb += last.eq(count + 1 == head.length)
 
         tokens = Signal(range(contract.TOKENS_MAX + 1))
-        bank = Signal(name="compute_bank")
-        m.d.comb += bank.eq(head.acc_base[self._address_bits - 1])
+        bank = Signal(range(ACC_BANKS), name="compute_bank")
+        m.d.comb += bank.eq(head.acc_base >> self._bank_bits)
         takes_b = Signal()
         m.d.comb += takes_b.eq(is_os | (head.load & ~started))
         may_start = Signal()
         m.d.comb += may_start.eq(
             (~head.wait | (tokens != 0)) & ~self.bank_claimed.bit_select(bank, 1)
         )
-        # WS sums would meet the drain at the bottom of the columns; a second drain needs the
-        # chain free.
+        # WS sums keep off the bank of a drain, whose last row comes in the last cycle of
+        # `drain_active`. A drain's first row may come in the second cycle after the last WS row,
+        # if the tile is one beat deep: it waits one more. A second drain needs the chain free.
         drain_last = Signal()
         m.d.comb += drain_last.eq(drain_row == 0)
+        drain_bank, ws_bank = Signal(ACC_BANKS), Signal(ACC_BANKS)
+        near = drain_bank | _recent(m, "drain_bank", drain_bank, AccumulatorLane.APART - 1)
+        fresh = _recent(m, "ws_bank", ws_bank, AccumulatorLane.APART - 2)
+        chain_free = Signal()
+        m.d.comb += chain_free.eq(~drain_active | drain_last)
         path_free = Signal()
-        m.d.comb += path_free.eq(Mux(is_os, ~last | ~drain_active | drain_last, ~drain_active))
+        m.d.comb += path_free.eq(
+            Mux(
+                is_os,
+                ~last | (chain_free & ~fresh.bit_select(bank, 1)),
+                ~near.bit_select(bank, 1),
+            )
+        )
         may = Signal(name="compute_may")
         fire = Signal(name="compute_fire")
         m.d.comb += [
@@ -192,7 +211,7 @@ class Sequencer(wiring.Component):
             queue.r_en.eq(fire & last),
         ]
         start = Signal()
-        m.d.comb += start.eq(fire & ~started)
+        m.d.comb += [start.eq(fire & ~started), ws_bank.eq((fire & ~is_os) << bank)]
         with m.If(fire):
             m.d.sync += [count.eq(Mux(last, 0, count + 1)), started.eq(~last)]
 
@@ -203,13 +222,13 @@ class Sequencer(wiring.Component):
             m.d.sync += tokens.eq(tokens - 1)
 
         # Tiles in flight per bank: at most one per cycle of the array's depth and width.
-        for index in range(2):
+        for index in range(ACC_BANKS):
             flying = Signal(range(self._rows + self._cols + 16), name=f"flying_{index}")
             comes = Signal(name=f"comes_{index}")
             goes = Signal(name=f"goes_{index}")
             m.d.comb += [
                 comes.eq(start & (bank == index)),
-                goes.eq(self.done & (self.done_bank == index)),
+                goes.eq(self.done[index]),
                 self.bank_busy[index].eq(flying != 0),
             ]
             with m.If(comes & ~goes):
@@ -227,7 +246,7 @@ class Sequencer(wiring.Component):
             self.act_low.eq(head.act_low),
         ]
 
-        # A WS row's sums
+        # A WS row's sums, and the drain of an OS tile: the bottom row leaves first
         address = Signal(self._address_bits, name="compute_address")
         m.d.comb += [
             address.eq(head.acc_base + count),
@@ -238,8 +257,6 @@ class Sequencer(wiring.Component):
             fired.last.eq(last),
             fired.signal.eq(head.signal),
         ]
-
-        # The drain of an OS tile: the bottom row leaves first
         drain = Signal(self._sum, name="drain_word")
         base = Signal(self._address_bits)
         out_rows = Signal(head.out_rows.shape())
@@ -256,40 +273,47 @@ class Sequencer(wiring.Component):
         with m.Elif(drain_active):
             m.d.sync += [drain_active.eq(~drain_last), drain_row.eq(drain_row - 1)]
         m.d.comb += [
+            drain_bank.eq(drain_active << (base >> self._bank_bits)),
             drained.eq(drain),
             drained.valid.eq(drain_active & (drain_row < out_rows)),
-            drained.drain.eq(1),
             drained.address.eq(base + drain_row),
             drained.last.eq(drain_last),
         ]
 
     def _sums(self, m: Module, fired, drained, drain_row: Signal, drain_active: Signal) -> None:
+        """Both paths' words, until their sums are at the bottom of column 0."""
         layout = data.StructLayout(
-            {"drain_active": 1, "drain_row": drain_row.shape(), "sum": self._sum}
+            {"active": 1, "row": drain_row.shape(), "sum": self._sum, "drain": self._sum}
         )
         entry = Signal(layout, name="sum_entry")
         m.d.comb += [
-            entry.drain_active.eq(drain_active),
-            entry.drain_row.eq(drain_row),
-            entry.sum.eq(Mux(drain_active & ~fired.valid, drained, fired)),
+            entry.active.eq(drain_active),
+            entry.row.eq(drain_row),
+            entry.sum.eq(fired),
+            entry.drain.eq(drained),
         ]
-        # R + 2 registers in all; the last one also learns whether its accumulator is still on
-        # the way through the lanes' pipeline.
+        # R + 2 registers in all
         chain = Signal(layout.size * (self._rows + 1), name="sum_chain")
         m.d.sync += chain.eq(Cat(entry.as_value(), chain))
         end = Signal(layout, name="sum_end")
         m.d.comb += end.eq(chain[-layout.size :])
-        word, older = Signal(self._sum), Signal(self._sum)
-        m.d.sync += [
-            word.eq(end.sum),
-            word.forward_1.eq(word.valid & (word.address == end.sum.address)),
-            word.forward_2.eq(older.valid & (older.address == end.sum.address)),
-            older.eq(word),
-        ]
-        shift_active, shift_row = Signal(), Signal(drain_row.shape())
-        m.d.sync += [shift_active.eq(end.drain_active), shift_row.eq(end.drain_row)]
-        m.d.comb += [
-            self.sum_ctl.eq(word),
-            self.drain_valid.eq(shift_active),
-            self.drain_row.eq(shift_row),
-        ]
+        m.d.sync += [self.drain_valid.eq(end.active), self.drain_row.eq(end.row)]
+        for word, out, name in ((end.sum, self.sums, "sum"), (end.drain, self.drains, "drain")):
+            # The last register also learns whether its accumulator is still on the way through
+            # the lanes' pipeline.
+            older = Signal(self._sum, name=f"{name}_older")
+            m.d.sync += [
+                older.eq(out),
+                out.eq(word),
+                out.forward_1.eq(out.valid & (out.address == word.address)),
+                out.forward_2.eq(older.valid & (older.address == word.address)),
+            ]
+
+
+def _recent(m: Module, name: str, value: Signal, cycles: int) -> Value:
+    """The bits that were 1 in any of the last `cycles` cycles, this one not counted."""
+    chain = [value]
+    for stage in range(cycles):
+        chain.append(Signal.like(value, name=f"{name}_{stage}"))
+        m.d.sync += chain[-1].eq(chain[-2])
+    return reduce(or_, chain[1:])

@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from systolora.rtl.accumulator import BANKS, AccumulatorLane, BankControl
+from systolora.config import ACC_BANKS
+from systolora.rtl.accumulator import PATHS, AccumulatorLane, BankControl
 from systolora.rtl.array import SystolicArray
 from systolora.rtl.edge import ArrayEdge
 from systolora.rtl.flow import link
@@ -22,14 +23,14 @@ class TileEngine(wiring.Component):
     """Executes tile commands on operand streams; the sums stay in its accumulator buffer.
 
     Structure only. A compute beat's sum can be read by the post-processor `sum_latency` cycles
-    later in column 0 and one cycle later per column; `token_out` comes when it can be in all.
+    later in column 0 and one cycle later per column; a token comes when it can be in all.
 
     Members
     -------
     tile, act, wgt : command and operand streams (docs/core.md)
     banks, write_data[c], read_data[c][b] : the post-processor's side of the accumulator lanes
     bank_claimed, bank_busy, token : see Sequencer
-    token_out : a tile with `signal` is finished
+    tokens_out : tiles with `signal` that have just finished: 0 to 2
     busy : commands are queued or in flight
     active, waits : a beat enters the array; a tile waits for the post-processor
     """
@@ -51,7 +52,7 @@ class TileEngine(wiring.Component):
         self._rows, self._cols, self._segments = rows, cols, segments
         self._operand_bits, self._psum_bits = operand_bits, psum_bits
         self._acc_bits, self._acc_depth = acc_bits, acc_depth
-        self._address_bits = (acc_depth - 1).bit_length()
+        bank_bits = (acc_depth // ACC_BANKS - 1).bit_length()
         acc = signed(acc_bits)
         lines = data.ArrayLayout(data.ArrayLayout(8, max(rows, cols)), segments)
         super().__init__(
@@ -59,13 +60,13 @@ class TileEngine(wiring.Component):
                 "tile": In(stream.Signature(TileLayout)),
                 "act": In(stream.Signature(data.ArrayLayout(8, rows))),
                 "wgt": In(stream.Signature(lines)),
-                "banks": In(BankControl(self._address_bits - 1)),
+                "banks": In(BankControl(bank_bits)),
                 "write_data": In(acc).array(cols),
-                "read_data": Out(acc).array(cols, BANKS),
-                "bank_claimed": In(BANKS),
-                "bank_busy": Out(BANKS),
+                "read_data": Out(acc).array(cols, ACC_BANKS),
+                "bank_claimed": In(ACC_BANKS),
+                "bank_busy": Out(ACC_BANKS),
                 "token": In(1),
-                "token_out": Out(1),
+                "tokens_out": Out(range(len(PATHS) + 1)),
                 "busy": Out(1),
                 "active": Out(1),
                 "waits": Out(1),
@@ -80,7 +81,7 @@ class TileEngine(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         shape = {"rows": self._rows, "cols": self._cols, "segments": self._segments}
-        sequencer = Sequencer(**shape, address_bits=self._address_bits)
+        sequencer = Sequencer(**shape, acc_depth=self._acc_depth)
         edge = ArrayEdge(**shape, operand_bits=self._operand_bits)
         array = SystolicArray(**shape, operand_bits=self._operand_bits, psum_bits=self._psum_bits)
         place(m, platform, "sequencer", sequencer)
@@ -112,7 +113,7 @@ class TileEngine(wiring.Component):
         for row in range(self._rows):
             m.d.comb += [array.a[row].eq(edge.a[row]), array.ctl[row].eq(edge.ctl[row])]
             m.d.comb += [array.left[s][row].eq(edge.left[s][row]) for s in range(self._segments)]
-        ctl = sequencer.sum_ctl
+        words = {"sum": sequencer.sums, "drain": sequencer.drains}
         for col in range(self._cols):
             m.d.comb += array.left_en[col].eq(edge.left_en[col])
             m.d.comb += [array.top[s][col].eq(edge.top[s][col]) for s in range(self._segments)]
@@ -121,30 +122,32 @@ class TileEngine(wiring.Component):
             )
             place(m, platform, f"lane_{col}", lane)
             m.d.comb += [
-                lane.ctl_in.eq(ctl),
-                lane.psum.eq(array.s_out[col]),
+                lane.sum_in.eq(words["sum"]),
+                lane.drain_in.eq(words["drain"]),
+                lane.sum.eq(array.s_out[col]),
                 lane.drain.eq(array.d_out[col]),
                 lane.banks.eq(self.banks),
                 lane.write_data.eq(self.write_data[col]),
             ]
             m.d.comb += [
-                self.read_data[col][bank].eq(lane.read_data[bank]) for bank in range(BANKS)
+                self.read_data[col][bank].eq(lane.read_data[bank]) for bank in range(ACC_BANKS)
             ]
-            ctl = lane.ctl_out
+            words = {"sum": lane.sum_out, "drain": lane.drain_out}
 
-        # The last lane's word, when its sum has become readable there.
-        word = Signal.like(ctl, name="finished_word")
-        delayed = ctl
-        for stage in range(AccumulatorLane.READABLE - 1):
-            register = Signal.like(ctl, name=f"finished_{stage}")
-            m.d.sync += register.eq(delayed)
-            delayed = register
-        m.d.comb += [
-            word.eq(delayed),
-            sequencer.done.eq(word.valid & word.last),
-            sequencer.done_bank.eq(word.address[-1]),
-            self.token_out.eq(word.valid & word.last & word.signal),
-        ]
+        # The last lane's words, when their sums have become readable there.
+        bank_bits = (self._acc_depth // ACC_BANKS - 1).bit_length()
+        done: list[Value] = []
+        signals: list[Value] = []
+        for path, word in words.items():
+            for stage in range(AccumulatorLane.READABLE - 1):
+                register = Signal.like(word, name=f"finished_{path}_{stage}")
+                m.d.sync += register.eq(word)
+                word = register
+            last = Signal(name=f"finished_{path}")
+            m.d.comb += last.eq(word.valid & word.last)
+            done.append(last << (word.address >> bank_bits))
+            signals.append(last & word.signal)
+        m.d.comb += [sequencer.done.eq(done[0] | done[1]), self.tokens_out.eq(sum(signals))]
         return m
 
 

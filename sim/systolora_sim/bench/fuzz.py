@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from systolora.config import ACC_BANKS
 from systolora.contract import AMAX_REGISTERS, SCALE_REGISTERS, Dataflow, Edge, Mode, Opcode, Source
 from systolora_sim.numerics import Scale
 from systolora_sim.program import CoreDevice, post_beats, scale_imm, tile_beats
@@ -152,8 +153,8 @@ class _Programmer:
 def queue_random_program(device: CoreDevice, seed: int, groups: int = 8) -> None:
     """Queues a random program on a device, the same commands on every device of a configuration.
 
-    Groups of tile commands and groups of post commands alternate; either each group owns both
-    banks in turn, or tiles fill one bank while the post-processor works on the other.
+    Groups of tile commands and groups of post commands alternate; either each group owns all
+    banks in turn, or tiles fill every second bank while the post-processor works on the others.
     """
     rng = np.random.default_rng(seed)
     programmer = _Programmer(device, rng)
@@ -161,7 +162,7 @@ def queue_random_program(device: CoreDevice, seed: int, groups: int = 8) -> None
     lag = 2 if overlap else 1
     _prepare(device, programmer, lag)
     for group in range(groups):
-        banks = (group % 2,) if overlap else (0, 1)
+        banks = tuple(range(group % 2, ACC_BANKS, 2) if overlap else range(ACC_BANKS))
         _group(programmer, banks, signal=group < groups - lag)
 
 
@@ -173,7 +174,7 @@ def _prepare(device: CoreDevice, programmer: _Programmer, tokens: int) -> None:
         device.post(opcode=Opcode.AMAX_SET, dst=register, imm=register)
     device.post(programmer.values(1), opcode=Opcode.BIAS)
     depth, cols = programmer.config.bank_depth, programmer.config.cols
-    for base in (0, depth):
+    for base in range(0, programmer.config.acc_depth, depth):
         fields = {"opcode": Opcode.ROWS, "source": Source.STREAM, "write": 1, "cols": cols}
         device.post(programmer.values(depth), **fields, rows=depth, dst_base=base)
     programmer.written[:] = True
