@@ -42,7 +42,8 @@ def _shapes(path: Path) -> dict[str, _Shape]:
     """Each tensor's shape."""
     try:
         with open(path, "rb"), safe_open(path, "numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise WorkloadError(f"not a complete safetensors file: {reason}") from None

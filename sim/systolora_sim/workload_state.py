@@ -21,7 +21,8 @@ HEADROOM = 4
 #: Standard deviations of the real values; those of X are 1, of the weight and A those of their
 #: usual initialization, variance 1/d and 1/(3d).
 SIGMA_DY, SIGMA_B = 1e-3, 1e-2
-LEARNING_RATE = 1e-4
+#: So that masters move, but not far, in a few steps.
+LEARNING_RATES = {"sgd": 0.1, "momentum": 0.1, "lion": 1e-4}
 
 
 class _Maker:
@@ -165,7 +166,7 @@ def state(
                 f"below {K_LIMIT}"
             )
     try:
-        rule = calibrate.make_optimizer(optimizer, LEARNING_RATE)
+        rule = calibrate.make_optimizer(optimizer, LEARNING_RATES.get(optimizer, 1.0))
     except ValueError as error:
         raise WorkloadError(str(error)) from None
     maker = _Maker(rank, batch, bits, seed, blank)
