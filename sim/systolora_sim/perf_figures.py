@@ -115,7 +115,8 @@ def _step_line(run: dict[str, Any], bus: int) -> str:
         times = f", {channels[worst] / limit:.2f} times what the array needs" if limit else ""
         return (
             f"Memory is the limit of the step: {worst} takes at least {channels[worst]:,.0f} "
-            f"cycles at {bus} bytes a cycle{times} ({limit:,.0f})."
+            f"cycles at {bus} bytes a cycle{times} ({limit:,.0f}); the step takes "
+            f"{run['cycles'] / channels[worst]:.2f} times that."
         )
     parts = " and ".join(
         f"{name} at least {cycles:,.0f} ({percent(cycles / limit)} of that)"

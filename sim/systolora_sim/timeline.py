@@ -14,6 +14,9 @@ __all__ = ["TRACKS", "Lane", "lanes", "perfetto"]
 #: The tracks, in the order in which they are shown; others follow in the order of their names.
 TRACKS = ("program", "LOAD", "EXEC", "POST", "array", "read bus", "write bus")
 
+#: The trace's process; no thread has its number, which would make it the "main thread".
+_PROCESS = 1000
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -94,7 +97,7 @@ def perfetto(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
             {
                 "name": event["name"], "cat": lane.track, "ph": "X",
                 "ts": event["start"], "dur": event["end"] - event["start"],
-                "pid": 1, "tid": thread, "args": event.get("args") or {},
+                "pid": _PROCESS, "tid": thread, "args": event.get("args") or {},
             }
             for event in lane.events
         ]  # fmt: skip
@@ -108,4 +111,4 @@ def perfetto(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(thread: int, name: str, args: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "ph": "M", "ts": 0, "pid": 1, "tid": thread, "args": args}
+    return {"name": name, "ph": "M", "ts": 0, "pid": _PROCESS, "tid": thread, "args": args}
