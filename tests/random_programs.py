@@ -117,6 +117,7 @@ class _Maker:
             "act_wide": act_wide,
             "wgt_wide": wgt_wide,
             "acc_base": acc_base,
+            "fence": self.flag(0.2),
             "wait_load": 1,
             "signal_load": 1,
             "signal_post": 1,

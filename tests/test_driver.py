@@ -205,7 +205,7 @@ def test_info(call, registers, config):
     info = Info()
     call("info", ctypes.byref(info))
     told = {name: getattr(info, name) for name in INFO}
-    assert (told.pop("version_major"), told.pop("version_minor")) == (1, 0)
+    assert (told.pop("version_major"), told.pop("version_minor")) == (2, 0)
     assert f"{told.pop('digest'):08x}" == config.digest[:8]
     assert told == {name: int(value) for name, value in config.to_dict().items()}
 

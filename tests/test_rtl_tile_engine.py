@@ -14,6 +14,8 @@ from systolora.rtl.tile_engine import TileEngine
 
 DEPTH = 64
 BANK = DEPTH // ACC_BANKS
+#: Cycles of a fenced tile beyond its load, beats and way through the array (docs/core.md).
+FENCE = 4
 
 
 class Program:
@@ -169,12 +171,13 @@ SHAPES = [(4, 4, 1), (4, 4, 4), (4, 8, 2), (8, 4, 4), (8, 8, 8), (4, 16, 1)]
 @pytest.mark.parametrize("planes", [True, False], ids=["int16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_commands(shape, planes, stall):
-    """WS and OS, both edges, every S, reuse of the stationary tile, byte planes, shifts."""
+    """WS and OS, both edges, every S, reuse of the stationary tile, byte planes, shifts, fences."""
     seed = 100 * sum(shape) + int(planes) + int(stall > 0) * 10
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     program = Program(*shape, planes=planes)
     for _ in range(45):
+        program.fixed = {"fence": int(rng.integers(0, 6) == 0)}
         if rng.integers(0, 3) == 0:
             program.os(rng, int(rng.integers(1, 3 * shape[0])), int(rng.integers(1, shape[0] + 1)))
         else:
@@ -254,6 +257,51 @@ def test_drains_beside_ws(shape, depth):
     costs = np.diff(starts) - length
     assert costs.tolist() == [depth + rows // segments - 1] * (tiles - 1)
     assert max(costs) <= max(depth, 1) + rows // segments + 2
+
+
+@pytest.mark.parametrize("edge", list(Edge))
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4), (8, 8, 8)], ids=str)
+@pytest.mark.parametrize("length", [1, 5])
+def test_fenced_ws_rate(shape, edge, length):
+    """Load, compute, drain, one after the other: load + length + R + C + FENCE cycles a tile."""
+    rows, cols, segments = shape
+    program = Program(*shape)
+    program.fixed = {"fence": 1}
+    rng = np.random.default_rng(13)
+    for _ in range(5):
+        program.ws(rng, length, True, edge)
+    first = run(program, 0.0)[::length]
+    load = (cols if edge == Edge.LEFT else rows) // segments
+    assert np.diff(first).tolist() == [load + length + rows + cols + FENCE] * 4
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)
+@pytest.mark.parametrize("depth", [1, 7])
+def test_fenced_os_rate(shape, depth):
+    """depth + the drain's R + R + C + FENCE cycles a tile, and one for the first beat of `wgt`."""
+    rows, cols, _ = shape
+    program = Program(*shape)
+    program.fixed = {"fence": 1}
+    for _ in range(5):
+        program.os(np.random.default_rng(14), depth, rows)
+    first = run(program, 0.0)[::depth]
+    assert np.diff(first).tolist() == [depth + 2 * rows + cols + FENCE + 1] * 4
+
+
+def test_a_fence_holds_back_a_kept_tile():
+    """WS without load: its rows wait for the array to be empty; what follows it loads no sooner."""
+    rows, cols, _ = shape = (4, 8, 2)
+    program = Program(*shape)
+    rng = np.random.default_rng(15)
+    program.ws(rng, 3, True, Edge.TOP)
+    program.fixed = {"fence": 1}
+    program.ws(rng, 3, False, Edge.TOP)
+    program.ws(rng, 3, True, Edge.TOP)
+    program.fixed = {"fence": 0}
+    program.ws(rng, 3, True, Edge.TOP)
+    first = run(program, 0.0)[::3]
+    kept = 3 + rows + cols + FENCE
+    assert np.diff(first).tolist() == [kept, kept + rows // 2, 3]
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 1), (4, 8, 2), (8, 4, 4)], ids=str)

@@ -146,6 +146,7 @@ TILE: tuple[Field, ...] = (
     Field("length", 20, "WS: rows streamed, at least 1; OS: depth of the reduction, at least 1"),
     Field("out_rows", 10, "OS: rows of the tile that are written, 1 to R"),
     Field("acc_base", 17, "first row written in the accumulator buffer"),
+    Field("fence", 1, "begin to load (OS, WS without load: to compute) when the array is empty"),
 )
 
 POST: tuple[Field, ...] = (
@@ -283,6 +284,7 @@ EXEC: tuple[Field, ...] = (
     Field("wgt_step", 24, "units from a tile to the next"),
     Field("acc_base", 17, "first accumulator row"),
     Field("acc_step", 10, "rows from a tile to the next; 0: the tiles add up"),
+    Field("fence", 1, "each tile command begins to load when all sums before are written"),
 )
 
 #: Fields of POST that a POST descriptor holds as they are, in this order (rows: its low 16 bits).
@@ -332,7 +334,7 @@ REGISTER_ADDRESS_BITS = 12
 #: What register ID reads: "SLOR".
 DEVICE_ID = 0x534C4F52
 #: Version of registers and descriptors, (major, minor): a greater major breaks old software.
-REGISTER_VERSION = (1, 0)
+REGISTER_VERSION = (2, 0)
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class ArrayFeeder(wiring.Component):
             tile.length.eq(item.length),
             tile.out_rows.eq(lanes),
             tile.acc_base.eq(acc_base),
+            tile.fence.eq(item.fence),
         ]
 
         def plane(wide, low):

@@ -105,32 +105,44 @@ class Sequencer(wiring.Component):
 
         b_full = Signal()
         swap = Signal()
-        self._load(m, loads, b_full, swap)
+        fence_open = Signal()
+        self._load(m, loads, b_full, swap, fence_open)
         drained = Signal(self._sum, name="drain_entry")
         drain_row = Signal(range(self._rows))
         fired = Signal(self._sum, name="fired_word")
         drain_active = Signal()
-        self._compute(m, computes, b_full, swap, fired, drained, drain_row, drain_active)
+        self._compute(
+            m, computes, b_full, swap, fence_open, fired, drained, drain_row, drain_active
+        )
         self._sums(m, fired, drained, drain_row, drain_active)
         return m
 
-    def _load(self, m: Module, queue: fifo.SyncFIFOBuffered, b_full: Signal, swap: Signal) -> None:
+    def _load(
+        self,
+        m: Module,
+        queue: fifo.SyncFIFOBuffered,
+        b_full: Signal,
+        swap: Signal,
+        fence_open: Signal,
+    ) -> None:
         head = Signal(TileLayout, name="load_head")
         m.d.comb += head.eq(queue.r_data)
         is_os = Signal(name="load_os")
         m.d.comb += is_os.eq(head.dataflow == contract.Dataflow.OS)
         left = ~is_os & (head.edge == contract.Edge.LEFT)
 
+        # Beats of this command so far: the reduction's depth for OS, the load's for WS.
+        count = Signal(head.length.shape(), name="load_count")
         fire = Signal(name="load_fire")
         may = Signal(name="load_may")
+        held = Signal()
         m.d.comb += [
-            may.eq(queue.r_rdy & (~b_full | swap)),
+            held.eq(head.fence & (count == 0) & (~fence_open | b_full)),
+            may.eq(queue.r_rdy & (~b_full | swap) & ~held),
             fire.eq(may & self.wgt_valid),
             self.wgt_ready.eq(may),
         ]
 
-        # Beats of this command so far: the reduction's depth for OS, the load's for WS.
-        count = Signal(head.length.shape(), name="load_count")
         beats = Signal(head.length.shape(), name="load_beats")
         m.d.comb += beats.eq(Mux(is_os, head.length, Mux(left, self._left_load, self._top_load)))
         last = Signal(name="load_last")
@@ -158,6 +170,7 @@ class Sequencer(wiring.Component):
         queue: fifo.SyncFIFOBuffered,
         b_full: Signal,
         swap: Signal,
+        fence_open: Signal,
         fired,
         drained,
         drain_row: Signal,
@@ -182,6 +195,13 @@ class Sequencer(wiring.Component):
         m.d.comb += may_start.eq(
             (~head.wait | (tokens != 0)) & ~self.bank_claimed.bit_select(bank, 1)
         )
+        # A fenced tile finds the array empty; while it is the next one here and `b` is free, it is
+        # also the next one to load.
+        quiet = Signal()
+        m.d.comb += [
+            quiet.eq(self.bank_busy == 0),
+            fence_open.eq(queue.r_rdy & head.fence & takes_b & ~started & quiet),
+        ]
         # WS sums keep off the bank of a drain, whose last row comes in the last cycle of
         # `drain_active`. A drain's first row may come in the second cycle after the last WS row,
         # if the tile is one beat deep: it waits one more. A second drain needs the chain free.
@@ -203,7 +223,12 @@ class Sequencer(wiring.Component):
         may = Signal(name="compute_may")
         fire = Signal(name="compute_fire")
         m.d.comb += [
-            may.eq(queue.r_rdy & (~takes_b | b_full) & (started | may_start) & path_free),
+            may.eq(
+                queue.r_rdy
+                & (~takes_b | b_full)
+                & (started | (may_start & (quiet | ~head.fence)))
+                & path_free
+            ),
             fire.eq(may & self.act_valid),
             self.act_ready.eq(may),
             self.waits.eq(queue.r_rdy & ~started & ~may_start),

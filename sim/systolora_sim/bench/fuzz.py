@@ -41,6 +41,7 @@ class _Programmer:
         for name in ("act_low", "wgt_low"):
             fields[name] = self.choose(0, planes)
         fields["shift"] = self.choose(0, 2 * planes)
+        fields["fence"] = int(self.choose(0, 7) == 0)
         if self.choose(0, 2) == 0:
             count = self.choose(1, config.rows)
             fields |= {"dataflow": Dataflow.OS, "length": self.choose(1, 2 * config.rows + 3)}
