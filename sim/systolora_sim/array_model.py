@@ -7,7 +7,7 @@ is a handful of maxima, however long it is. docs/cycle-model.md says what is exa
 from collections import deque
 from dataclasses import dataclass
 
-from systolora.config import AcceleratorConfig
+from systolora.config import ACC_BANKS, AcceleratorConfig
 
 __all__ = ["ArrayModel", "Tile", "TileTimes"]
 
@@ -17,6 +17,9 @@ QUEUE = 4
 QUEUED = 2
 #: From a beat to its sum readable in column 0, less R (TileEngine.sum_latency).
 SUM = 5
+#: Between the two ways into one bank: from a drain's last row to a WS beat, from a WS beat to the
+#: last beat of an OS tile.
+AFTER_DRAIN, AFTER_SUMS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class ArrayModel:
         self._compute_pops: deque[int] = deque([-1] * QUEUE, QUEUE)
         self._swap = -1  # `b` is free from this cycle on
         self._drained = -1  # last cycle of the latest drain
+        self._drains = [-AFTER_DRAIN] * ACC_BANKS  # last cycle of the latest one, by bank
+        self._sums = [-AFTER_SUMS] * ACC_BANKS  # latest WS beat, by bank
         self._full = 0  # cycle in which the stationary operand (OS: its first line) is in `b`
         self._loaded = 0
         self.offered = 0  # the tile is at the head of the compute queue
@@ -135,26 +140,27 @@ class ArrayModel:
             self._loaded = load
             self._full = load + (1 if tile.os else self._loads[tile.left])
             first = max(first, self._full)
-        if tile.os:
-            if tile.length == 1:
-                first = max(first, self._drained)
-        else:
-            first = max(first, self._drained + 1)
-        return first
+        if not tile.os:
+            return max(first, self._drains[tile.bank] + AFTER_DRAIN)
+        return max(first, self._path(tile.bank) if tile.length == 1 else 0)
+
+    def _path(self, bank: int) -> int:
+        """First cycle for the last beat of an OS tile: its drain needs the chain and the bank."""
+        return max(self._drained, self._sums[bank] + AFTER_SUMS)
 
     def start(self, tile: Tile, first: int) -> TileTimes:
         """The pass's first beat enters in cycle `first`."""
         length = tile.length
         last = first + length - 1
         if tile.os:
-            last = max(last, self._drained)
+            last = max(last, self._path(tile.bank))
             # Each beat of the top operand enters when the one before goes on
             loaded = self._loaded if length == 1 else first + length - 2
             self.wgt.finish(length, self._loaded, first, loaded)
             self._load_pops.append(loaded)
             self.act.finish(length, first, first + 1, last)
             self._swap = last
-            self._drained = last + self._rows
+            self._drained = self._drains[tile.bank] = last + self._rows
             done = self._drained + self._done
         else:
             if tile.load:
@@ -164,6 +170,7 @@ class ArrayModel:
                 self._load_pops.append(start + count - 1)
                 self._swap = first
             self.act.finish(length, first, first + 1, last)
+            self._sums[tile.bank] = last
             done = last + self._done
         self._compute_pops.append(last)
         return TileTimes(first, last, done)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from systolora.config import AcceleratorConfig
+from systolora.config import ACC_BANKS, AcceleratorConfig
 from systolora.contract import DESCRIPTOR_BYTES, Action, Kind
 from systolora_sim.timing.banks import Banks
 from systolora_sim.timing.columns import Columns, columns
@@ -32,7 +32,7 @@ FETCH_BEATS, FETCH_BURSTS = 64, 4
 #: Descriptors of a page, which the program is fetched in.
 PAGE = 4096 // DESCRIPTOR_BYTES
 #: From the write of start to the program's first request; from the end of all to the interrupt.
-START, END = 5, 12
+START, END = 6, 12
 TOKEN = 1
 
 
@@ -73,7 +73,7 @@ class _Model:
         self.kernel = kernel = Kernel()
         outstanding, bus = config.outstanding, config.bus_bytes
         self.channel = channel = ReadChannel(latency, 3)
-        banks = Banks(kernel, config.acc_depth // config.bank_depth)
+        banks = Banks(kernel, ACC_BANKS)
         queue_beats = max(2 * outstanding, 32)
         fetch_bursts = min(FETCH_BURSTS, outstanding)
         self.fetched = Stamps(kernel)
@@ -135,6 +135,12 @@ class _Model:
         beat = 0
         time = START
         for index in range(self.length):
+            if index and index == self.length - self.length % PAGE:
+                # The end of the pages goes to the run's control while the dispatcher waits
+                yield from self.fetch.ends.until(1)
+                time = max(time, self.fetch.ends.times[0])
+                left.append(time)
+                time += 1
             yield from fetched.until(beat + per)
             for number in range(beat, beat + per):
                 time = max(time, fetched.times[number])
@@ -329,7 +335,7 @@ class _Model:
         )  # fmt: skip
         cycles = last_unit + END
         counters = {
-            "CYCLES": cycles,
+            "CYCLES": cycles - 4,
             "ARRAY_BUSY": self.executor.busy,
             "STALL_LOAD": sum(times.waits_load),
             "STALL_POST": sum(times.waits_post),

@@ -43,7 +43,7 @@ class Executor:
     def __init__(
         self, kernel: Kernel, config: AcceleratorConfig, queue: Queue, banks: Banks
     ) -> None:
-        self.queue, self._banks = queue, banks
+        self._kernel, self.queue, self._banks = kernel, queue, banks
         self.load_tokens, self.post_tokens = Stamps(kernel), Stamps(kernel)
         self.tokens_load, self.tokens_post = Stamps(kernel), Stamps(kernel)
         self._rows, self._bank_depth = config.rows, config.bank_depth
@@ -78,7 +78,7 @@ class Executor:
             for _ in range(repeat):
                 for _ in range(wgt_planes):
                     for act_plane in range(act_planes):
-                        tile = Tile(is_os, length, act_plane == 0, left)
+                        tile = Tile(is_os, length, act_plane == 0, left, bank)
                         sent = max(sent + 1, array.room(is_os or act_plane == 0))
                         first = array.enter(tile, sent)
                         may = array.offered
@@ -107,4 +107,9 @@ class Executor:
             if execs.signal_load[number]:
                 self.tokens_load.append(max(array.act.last_read, array.wgt.last_read) + 1)
             if execs.signal_post[number]:
-                self.tokens_post.append(done)
+                self._kernel.start(self._give(done))
+
+    def _give(self, time: int) -> Process:
+        """A tile may overtake another one's drain: tokens come in the order of time."""
+        yield time
+        self.tokens_post.append(time)
