@@ -422,6 +422,7 @@ def _finish(
         step=step,
         structure=structure,
         schedule=schedule,
+        labels=tuple(op.label for op in ops),
     )
 
 

@@ -49,14 +49,17 @@ def too_long(least: int) -> CompileError:
 class Step:
     """A few POSTs that any later moment suits, behind the steps before.
 
-    append : appends them; gets the first of each of two ranges of accumulator rows, which they may
-    overwrite; rows : of each range; posts, cycles : about how many, and how long they take.
+    append : appends them; gets the first of each of two ranges of accumulator rows, in two banks,
+    which they may overwrite; rows : of each range; posts, cycles : about how many, and how long
+    they take; label : what they are for; name : by which someone may ask for it, or "".
     """
 
     append: Callable[[int, int], None]
     rows: int
     posts: int
     cycles: int
+    label: str = ""
+    name: str = ""
 
 
 class PostBuilder:
@@ -74,11 +77,15 @@ class PostBuilder:
         #: Row operations that any later moment suits, in order, and what to do after each.
         self._background: deque[tuple[Post, str]] = deque()
         self._writes: set[int] = set()  # addresses of the tensors that they write
-        #: Steps, each with the place of its sticky bits; the place of those that count now.
+        #: Steps, each with the place of its sticky bits; the place of those that count now. The
+        #: urgent ones come first: someone will ask for them, by name.
         self._steps: deque[tuple[Area, Step]] = deque()
+        self._urgent: deque[tuple[Area, Step]] = deque()
         self._counts: Area | None = None
-        #: Whether the next product whose sums stay in the accumulators takes the end of the banks.
-        self.resident_high = False
+        #: The accumulator bank that the next product begins with.
+        self.bank = 0
+        #: What is appended now is for, as reports name it.
+        self.label = ""
         self._credit = 0  # cycles that they may take, or have taken too many
         self._registers: dict[str, int] = {}  # by name, the longest idle first
         self._free = list(range(SCALE_REGISTERS))[::-1]
@@ -89,7 +96,16 @@ class PostBuilder:
     def _add(self, item: Item) -> None:
         if len(self.items) >= PROGRAM_MAX:
             raise too_long(len(self.items) + 1)
+        if not isinstance(item, Control) and not item.label:
+            item.label = self.label
         self.items.append(item)
+
+    @contextmanager
+    def labelled(self, label: str) -> Iterator[None]:
+        """What is appended meanwhile has this label."""
+        before, self.label = self.label, label
+        yield
+        self.label = before
 
     def exec(self, item: Exec) -> None:
         """Appends an EXEC, behind row operations that were put off if it needs their results."""
@@ -183,18 +199,43 @@ class PostBuilder:
         """A row operation for `spare`, from memory to memory; `drop` names a Scale it frees."""
         while drop and sum(bool(each) for _, each in self._background) >= BACKGROUND_SCALES:
             self._next()
-        self._background.append((self._rows(rows, cols, source, out, fields), drop))
+        item = self._rows(rows, cols, source, out, fields)
+        item.label = self.label
+        self._background.append((item, drop))
         self._writes.add(out.symbol.address)
 
-    def put_off(self, word: Area, steps: Iterable[Step]) -> None:
-        """Steps for `spare` or `finish`; `word` is the status word that their events are for."""
-        self._steps.extend((word, step) for step in steps)
+    def put_off(self, word: Area, steps: Iterable[Step], urgent: bool = False) -> None:
+        """Steps for `spare` or `finish`; `word` is the status word that their events are for.
 
-    def spare(self, cycles: int, free: Rows | None = None) -> None:
+        Urgent ones come before all others, and none of them needs accumulators.
+        """
+        for step in steps:
+            assert not (urgent and step.rows)
+            (self._urgent if urgent else self._steps).append((word, step))
+
+    def need(self, name: str) -> None:
+        """Appends all urgent steps up to the last one of that name, if there is one."""
+        last = 0
+        for number, (_, step) in enumerate(self._urgent, 1):
+            if step.name == name:
+                last = number
+        now = self._counts
+        for _ in range(last):
+            word, step = self._urgent.popleft()
+            now = self._switch(now, word)
+            self._append(step, 0, 0)
+        self._switch(now, self._counts)
+
+    def _append(self, step: Step, at_w: int, at_u: int) -> None:
+        with self.labelled(step.label):
+            step.append(at_w, at_u)
+
+    def spare(self, cycles: int, free: tuple[Rows, Rows] | None = None) -> None:
         """Appends row operations that were put off: the post queue has about that much time.
 
-        What they take more than that is made good by the next ones. free : accumulator rows of one
-        bank, in which the array does not work meanwhile, and whose values nobody needs; None: none.
+        What they take more than that is made good by the next ones. free : accumulator rows of two
+        banks, in which the array does not work meanwhile, and whose values nobody needs; None:
+        none.
         """
         self._credit += cycles
         for _ in range(BACKGROUND_BURST):
@@ -202,23 +243,25 @@ class PostBuilder:
                 break
             self._credit -= self._background[0][0].cycles
             self._next()
-        if free is not None:
-            self._spare_steps(free)
+        self._spare_steps(free)
         self._credit = min(self._credit, 0)
 
-    def _spare_steps(self, free: Rows) -> None:
+    def _spare_steps(self, free: tuple[Rows, Rows] | None) -> None:
         posts, now = 0, self._counts
-        room = (free.end - free.start) // 2
-        while self._steps:
-            word, step = self._steps[0]
+        room = 0 if free is None else min(rows.end - rows.start for rows in free)
+        starts = (0, 0) if free is None else (free[0].start, free[1].start)
+        while self._urgent or self._steps:
+            queue = self._urgent or self._steps
+            word, step = queue[0]
             cycles = step.cycles + (SWITCH if word != now else 0)
             posts += step.posts
-            if cycles > self._credit or posts > STEP_BURST or step.rows > room:
+            late = queue is self._urgent and self._credit > 0 and posts == step.posts
+            if step.rows > room or not (late or (cycles <= self._credit and posts <= STEP_BURST)):
                 break
             self._credit -= cycles
-            self._steps.popleft()
+            queue.popleft()
             now = self._switch(now, word)
-            step.append(free.start, free.start + room)
+            self._append(step, *starts)
         self._switch(now, self._counts)
 
     def _switch(self, now: Area | None, word: Area | None) -> Area | None:
@@ -234,11 +277,13 @@ class PostBuilder:
         """Appends all that was put off; no sum in the accumulators is needed any more."""
         self.flush()
         bank, now, turn = self.config.bank_depth, None, 0
+        self._steps.extendleft(reversed(self._urgent))
+        self._urgent.clear()
         while self._steps:
             word, step = self._steps.popleft()
             now = self._switch(now, word)
             turn = 0 if turn + step.rows > bank else turn
-            step.append(turn, bank + turn)
+            self._append(step, turn, bank + turn)
             turn += step.rows
         self._switch(now, None)
 

@@ -10,20 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from systolora.config import AcceleratorConfig
+from systolora.config import ACC_BANKS, AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
 from systolora_sim import numerics as nx
+from systolora_sim.blocks import Block, ceil_div, plan_blocks
 from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder
-from systolora_sim.tiling import (
-    Block,
-    Deep,
-    Stationary,
-    Streamed,
-    ceil_div,
-    plan_blocks,
-    segments,
-)
+from systolora_sim.tiling import Deep, Stationary, Streamed, segments
 from systolora_sim.work import Exec, Post, Rows
 
 __all__ = [
@@ -212,10 +205,11 @@ class _Lowering:
             low_rank=term is not None,
             whole_tiles=product.edge is None,
             want_resident=self.just_in_time,
-            high=builder.resident_high,
+            first=builder.bank,
+            columns_first=self._columns_first(),
         )
         # The array may go on with the next product while these sums are quantized.
-        builder.resident_high ^= self.plan.resident
+        builder.bank = self.plan.next_bank
         rows = max(block.rows for block in self.plan.blocks)
         #: How operands are cut, of the main product and of the term, by dataflow.
         self.operands: dict[tuple[str, Dataflow], _Weights | _Outputs] = {}
@@ -239,11 +233,32 @@ class _Lowering:
         """Cycles that a stationary tile takes to enter."""
         return self.config.left_load if edge == Edge.LEFT else self.config.top_load
 
+    def _columns_first(self) -> bool:
+        """Whether all rows pass a column block before the next one comes.
+
+        Then a stationary tile is loaded once, and the streamed rows stay in their buffer if all of
+        them fit: the order that reads less from memory.
+        """
+        config, product = self.config, self.product
+        if product.edge is None:
+            return False
+        streamed = product.m * ceil_div(
+            product.k * product.streamed.itemsize, config.act_entry_bytes
+        )
+        stationary = product.n * product.k * product.stationary.itemsize
+        blocks = ceil_div(product.m, config.bank_depth), ceil_div(product.n, config.cols)
+        stays = 4 * streamed <= 3 * config.act_entries
+        fits = 2 * stationary <= config.wgt_bytes
+        size = streamed * config.act_entry_bytes
+        by_columns = stationary + size * (1 if stays else blocks[1])
+        by_rows = size + stationary * (1 if fits else blocks[0])
+        return blocks[0] > 1 and by_columns < by_rows
+
     def _group(self) -> int:
         """How many blocks should share a bank, one after the other.
 
         The post-processor gets a bank when the last sum has left the array and returns it when it
-        is done with the rows: until then the other bank must have work for the array.
+        is done with the rows: until then the other banks must have work for the array.
         """
         config, product = self.config, self.product
         planes = product.streamed.itemsize, product.stationary.itemsize
@@ -254,35 +269,43 @@ class _Lowering:
         else:
             tiles = ceil_div(product.k, config.rows)
             array = tiles * planes[1] * max(self._load(product.edge), rows * planes[0])
-        post = rows * (1 if product.low_rank is None else 3)
-        latency = config.rows + config.cols + HANDOVER
-        return ceil_div(latency, max(array - post, 1))
+        passes = self._passes(product.keep or self.just_in_time)
+        chains = ACC_BANKS // 2 if product.low_rank is not None else ACC_BANKS
+        latency = config.rows + config.cols + HANDOVER + len(passes) * LATENCY
+        return ceil_div(latency, max((chains - 1) * array - sum(passes) * rows, 1))
 
     # Array --------------------------------------------------------------------------------------
 
-    def _part(self, name: str, block: Block) -> Iterator[Exec]:
-        """The tiles of a block's main product ("main") or low-rank term ("term")."""
+    def part(self, name: str, block: Block, cuts: int = 1) -> list[Exec]:
+        """The tiles of a block's main product ("main") or low-rank term ("term").
+
+        cuts : in how many EXECs, at least, if there are as many tiles
+        """
         term, base = self.product.low_rank, block.base
         dataflow = Dataflow.OS if self.product.edge is None else Dataflow.WS
         if name == "term":
             if term is None:
-                return
+                return []
             dataflow = term.dataflows[block.index % len(term.dataflows)]
             base = block.term_base
         operands = self.operands[name, dataflow]
         if isinstance(operands, _Weights):
-            yield from self._weight_stationary(operands, block, base)
-        else:
-            yield from self._output_stationary(operands, block, base)
+            return list(self._weight_stationary(operands, block, base, cuts))
+        single = name == "term"
+        return list(self._output_stationary(operands, block, base, single))
 
-    def _weight_stationary(self, operands: _Weights, block: Block, base: int) -> Iterator[Exec]:
+    def _weight_stationary(
+        self, operands: _Weights, block: Block, base: int, cuts: int
+    ) -> Iterator[Exec]:
         """Weight-stationary tiles of a block, with their sums from accumulator row `base` on."""
         config, (streamed, stationary) = self.config, operands
         wide = streamed.symbol.itemsize == 2, stationary.symbol.itemsize == 2
         depth, load = streamed.symbol.cols, self._load(stationary.edge)
+        tiles = ceil_div(depth, config.rows)
+        places = {tiles * n // cuts * config.rows for n in range(cuts)}
         for row in range(0, block.rows, streamed.rows):
             rows = min(streamed.rows, block.rows - row)
-            for start, end in segments(depth, streamed.bounds(), stationary.bounds()):
+            for start, end in segments(depth, streamed.bounds(), stationary.bounds(), places):
                 act = streamed.at(block.row0 + row, rows, start)
                 wgt = stationary.at(block.col0, block.cols, start)
                 repeat = ceil_div(end - start, config.rows)
@@ -312,13 +335,19 @@ class _Lowering:
                     repeat * passes,
                 )
 
-    def _output_stationary(self, operands: _Outputs, block: Block, acc: int) -> Iterator[Exec]:
-        """Output-stationary tiles of a block, with their sums from accumulator row `acc` on."""
+    def _output_stationary(
+        self, operands: _Outputs, block: Block, acc: int, single: bool
+    ) -> Iterator[Exec]:
+        """Output-stationary tiles of a block, with their sums from accumulator row `acc` on.
+
+        single : each tile is an EXEC of its own
+        """
         config, (left, top) = self.config, operands
         wide = left.symbol.itemsize == 2, top.symbol.itemsize == 2
         row = 0
         while row < block.rows:
-            rows = left.columns(block.row0 + row, block.rows - row)
+            most = config.rows if single else block.rows
+            rows = left.columns(block.row0 + row, min(most, block.rows - row))
             for start, end in segments(left.symbol.rows, left.bounds(), top.bounds()):
                 act = left.at(block.row0 + row, rows, start)
                 wgt = top.at(block.col0, block.cols, start)
@@ -349,16 +378,21 @@ class _Lowering:
                 )
             row += rows
 
-    def _tiles(self, block: Block) -> int:
-        """Appends the EXECs of a block and returns about how many cycles they take."""
-        # Alternating the order of the two kinds halves the drains that weight-stationary tiles
-        # must wait for.
-        kinds = [self._part("main", block), self._part("term", block)]
-        cycles = 0
-        for kind in kinds if block.index % 2 == 0 else kinds[::-1]:
-            for item in kind:
-                self.builder.exec(item)
-                cycles += item.cycles
+    def tiles(self, block: Block) -> int:
+        """Appends the EXECs of a block and returns about how many cycles they take.
+
+        An output-stationary tile of a term drains while the next weight-stationary ones run: they
+        take turns.
+        """
+        term = self.part("term", block)
+        main = self.part("main", block, max(1, len(term)))
+        cycles = done = 0
+        for number, item in enumerate(main, 1):
+            share = ceil_div(len(term) * number, len(main))
+            for each in (*term[done:share], item):
+                self.builder.exec(each)
+                cycles += each.cycles
+            done = share
         return cycles
 
     # Post-processor -----------------------------------------------------------------------------
@@ -387,17 +421,27 @@ class _Lowering:
     def _ratio(self) -> str:
         return f"#ratio {self.product.name}"
 
+    def _passes(self, store: bool) -> list[int]:
+        """Cycles per row of each row operation on a block, whose sums go to memory or not."""
+        sums, quantize = self.product.sums, self.product.quantize
+        first = 1
+        if store and sums is not None:
+            first = ceil_div(self.config.cols * sums.itemsize, self.config.bus_bytes)
+        return [first, 1] if quantize is not None and quantize.streaming else [first]
+
+    @property
+    def _stores(self) -> bool:
+        return self.product.keep or (self.just_in_time and not self.plan.resident)
+
     def _post_cycles(self, block: Block) -> int:
         """About how long the row operations on a block take."""
-        term, quantize = self.product.low_rank, self.product.quantize
-        passes = (1 if term is None else 2) + (quantize is not None and quantize.streaming)
-        return passes * block.rows + LATENCY
+        return sum(cycles * block.rows + LATENCY for cycles in self._passes(self._stores))
 
     def _block_posts(self, block: Block) -> None:
         """Row operations on a block while the array computes the next ones."""
         product, builder, quantize = self.product, self.builder, self.product.quantize
         term = product.low_rank
-        store = product.keep or (self.just_in_time and not self.plan.resident)
+        store = self._stores
         streaming = quantize is not None and quantize.streaming
         changed = term is not None or product.bias is not None or product.addend is not None
         if streaming and not changed and not store:
@@ -433,25 +477,21 @@ class _Lowering:
         if streaming:
             self._quantize_block(block)
 
-    def _free(self, group: list[Block]) -> Rows | None:
-        """Rows of the bank in which the array does not work on these blocks that hold nothing."""
-        bank, term = self.config.bank_depth, self.product.low_rank is not None
-        this = group[0].base // bank
-        if term and group[0].term_base // bank != this:
+    def _free(self, group: list[Block]) -> tuple[Rows, Rows] | None:
+        """Two banks in which the array does not work on these blocks, and that hold nothing."""
+        depth = self.config.bank_depth
+        blocks = self.plan.blocks if self.plan.resident and self.just_in_time else group
+        used = {block.base // depth for block in blocks}
+        if self.product.low_rank is not None:
+            used |= {block.term_base // depth for block in blocks}
+        # The next ones' turn comes soon; the one before is still at work on the last group.
+        first = group[0].base // depth
+        order = [(first + n) % ACC_BANKS for n in (3, 2, 1)]
+        free = [bank for bank in order if bank not in used][:2]
+        if len(free) < 2:
             return None
-        other = (1 - this) * bank
-        if not self.plan.resident:
-            return Rows(other, other + bank)
-        ends = [
-            (base, base + block.rows)
-            for block in self.plan.blocks
-            for base in ((block.base, block.term_base) if term else (block.base,))
-            if base // bank != this
-        ]
-        low = min((start for start, _ in ends), default=other + bank)
-        high = max((end for _, end in ends), default=other + bank)
-        below, above = Rows(other, low), Rows(high, other + bank)
-        return max(below, above, key=lambda rows: rows.end - rows.start)
+        low, high = (Rows(bank * depth, (bank + 1) * depth) for bank in sorted(free))
+        return low, high
 
     def _after(self, first: int, group: list[Block]) -> None:
         """Lets the row operations from that item on wait for the whole group.
@@ -460,13 +500,11 @@ class _Lowering:
         """
         if len(group) == 1:
             return
-        bank = self.config.bank_depth
         rows = [Rows(block.base, block.base + block.rows) for block in group]
         if self.product.low_rank is not None:
             rows += [Rows(block.term_base, block.term_base + block.rows) for block in group]
         for item in self.builder.items[first:]:
             if isinstance(item, Post) and item.acc:
-                assert all(each.start // bank == item.acc[0].start // bank for each in rows)
                 item.acc += tuple(rows)
                 return
 
@@ -522,7 +560,7 @@ class _Lowering:
     def run(self) -> None:
         self._begin()
         for group in self.plan.groups:
-            array = sum(self._tiles(block) for block in group)
+            array = sum(self.tiles(block) for block in group)
             # The array works on these blocks, the post-processor is done with the ones before.
             posts = sum(self._post_cycles(block) for block in group)
             self.builder.spare(array - posts, self._free(group))

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 
 from systolora.config import AcceleratorConfig
 from systolora.contract import Mode, Opcode
+from systolora_sim.blocks import ceil_div
 from systolora_sim.layer import Layer
 from systolora_sim.memory_map import Part, Symbol
 from systolora_sim.post_builder import MAX_ROWS, PostBuilder
@@ -24,7 +25,6 @@ from systolora_sim.product_lowering import (
     quantizing,
     streaming_ratio,
 )
-from systolora_sim.tiling import ceil_div
 from systolora_sim.training import TrainingState
 from systolora_sim.update_lowering import blocks, parts
 

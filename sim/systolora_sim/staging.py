@@ -133,6 +133,7 @@ class _Stager:
                         acc=item.acc,
                         reads=item.reads,
                         writes=item.writes,
+                        label=item.label,
                     )
                 )
             else:
@@ -171,6 +172,7 @@ class _Stager:
             return False
         space.add(_Resident(version, rows, -1))
         self.ops.append(self._load_op(tile, rows))
+        self.ops[-1].label = self.execs[until].label
         return True
 
     def _load_op(self, tile: Tile, rows: Rows) -> Op:
@@ -204,7 +206,9 @@ class _Stager:
         act = places[0].start * config.act_entry_bytes // config.act_unit + item.act_unit
         wgt = places[1].start * config.wgt_entry_bytes // config.wgt_unit + item.wgt_unit
         item.fields |= {"act_base": act, "wgt_base": wgt}
-        self.ops.append(Op(Kind.EXEC, item.fields, act=places[0], wgt=places[1], acc=(item.acc,)))
+        op = Op(Kind.EXEC, item.fields, act=places[0], wgt=places[1], acc=(item.acc,))
+        op.label = item.label
+        self.ops.append(op)
 
 
 def stage(config: AcceleratorConfig, items: Sequence[Item]) -> list[Op]:

@@ -93,6 +93,9 @@ class StepProgram:
         How often one start runs it.
     schedule : str
         Which dataflows it has (`schedules`).
+    labels : tuple of str
+        What each descriptor is for, "product layer", where the program was compiled just now; files
+        do not keep them. A LOAD is for the first EXEC that needs it.
     """
 
     config: AcceleratorConfig
@@ -107,6 +110,7 @@ class StepProgram:
     structure: Structure
     runs: int = 1
     schedule: str = "auto"
+    labels: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def length(self) -> int:

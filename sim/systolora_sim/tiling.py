@@ -1,9 +1,4 @@
-"""How a product is cut: its output into blocks of accumulators, its operands into tiles.
-
-Blocks have at most C columns and as many rows as fit; groups of them alternate between the two
-banks, so that the post-processor has one bank while the array fills the other. Row blocks are
-outermost: the streamed rows of a block stay in their buffer while all columns pass.
-"""
+"""How a product's operands are cut into the tiles that loads bring into the buffers."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,114 +7,17 @@ from typing import NamedTuple
 
 from systolora.config import AcceleratorConfig
 from systolora.contract import Buffer, Edge, Layout
+from systolora_sim.blocks import ceil_div
 from systolora_sim.memory_map import Symbol
 from systolora_sim.work import Tile, tile
 
-__all__ = [
-    "Block", "Deep", "Place", "Plan", "Stationary", "Streamed", "ceil_div", "plan_blocks",
-    "segments",
-]  # fmt: skip
+__all__ = ["Deep", "Place", "Stationary", "Streamed", "segments"]
 
 
 #: Longest stride of an EXEC, in units of its buffer.
 MAX_STRIDE = (1 << 16) - 1
 #: Deepest reduction of one EXEC: an output-stationary pass of two low planes (numerics section 8).
 MAX_DEPTH = 1 << 15
-
-
-def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
-class Block(NamedTuple):
-    """A block of a product's output and its place in the accumulator buffer."""
-
-    index: int
-    row0: int
-    rows: int
-    col0: int
-    cols: int
-    base: int  # the sums
-    term_base: int  # the low-rank term
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Groups of blocks in order; a group shares a bank, the next group has the other bank.
-
-    resident : every block has a place of its own, so that nothing has to be spilled.
-    """
-
-    groups: list[list[Block]]
-    resident: bool
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [block for group in self.groups for block in group]
-
-
-def plan_blocks(
-    config: AcceleratorConfig,
-    m: int,
-    n: int,
-    group: int,
-    *,
-    low_rank: bool = False,
-    whole_tiles: bool = False,
-    want_resident: bool = False,
-    high: bool = False,
-) -> Plan:
-    """Places the blocks of an [m, n] output; all of them at once if wanted and possible.
-
-    group : blocks that should be in a group; fewer are where they do not fit; low_rank : each has
-    a low-rank term; whole_tiles : blocks begin at whole output-stationary tiles (with a low-rank
-    term they do); high : resident blocks without a term take the last rows of the banks instead of
-    the first.
-    """
-    bank = config.bank_depth
-    limit = bank // (2 if low_rank else 1)
-    apart = low_rank and limit < config.rows  # a bank holds one output-stationary tile
-    if apart:
-        limit = bank
-    rows = ceil_div(m, ceil_div(m, limit))
-    if low_rank or whole_tiles:
-        rows = min(m, ceil_div(rows, config.rows) * config.rows)
-    places = [
-        (row0, min(rows, m - row0), col0, min(config.cols, n - col0))
-        for row0 in range(0, m, rows)
-        for col0 in range(0, n, config.cols)
-    ]
-    if apart:
-        blocks = [[Block(i, *place, 0, bank)] for i, place in enumerate(places)]
-        return Plan(blocks, resident=len(places) == 1)
-
-    def placed(size: int, sums: int, terms: int) -> list[list[Block]]:
-        """Groups with rings of `sums` and `terms` blocks in each bank, the terms behind."""
-        groups: list[list[Block]] = []
-        for index, place in enumerate(places):
-            number, inside = divmod(index, size)
-            start, turn = number % 2 * bank, number // 2 * size + inside
-            if inside == 0:
-                groups.append([])
-            base = start + turn % sums * rows
-            term_base = start + (sums + turn % terms) * rows if terms else 0
-            groups[-1].append(Block(index, *place, base, term_base))
-        return groups
-
-    if want_resident:
-        for size in range(min(group, len(places)), 0, -1):
-            sums = ceil_div(ceil_div(len(places), size), 2) * size
-            terms = (bank // rows - sums) // size * size
-            if terms >= size or (not low_rank and terms >= 0):
-                groups = placed(size, sums, terms if low_rank else 0)
-                if high and not low_rank:
-                    up = bank - sums * rows
-                    groups = [[b._replace(base=b.base + up) for b in group] for group in groups]
-                return Plan(groups, resident=True)
-    size = min(group, limit // rows)
-    slots = limit // rows // size * size
-    return Plan(placed(size, slots, slots if low_rank else 0), resident=False)
 
 
 # Operands ---------------------------------------------------------------------------------------
@@ -193,8 +91,7 @@ class Streamed:
 class Stationary:
     """The stationary operand: [N, K] from the left edge, [K, N] from the top, in pieces.
 
-    piece : of the reduction, about a quarter of the buffer for the columns of a tile; width :
-    columns that a load brings: a column block from the left, from the top whole entries.
+    piece : of the reduction; width : columns of the output, both as far as a load brings them.
     """
 
     config: AcceleratorConfig
@@ -205,7 +102,10 @@ class Stationary:
 
     @classmethod
     def fit(cls, config: AcceleratorConfig, symbol: Symbol, edge: Edge) -> "Stationary":
-        """For all columns of a product."""
+        """For all columns of a product, about a quarter of the buffer for those of a tile.
+
+        From the left a load brings one column block, from the top whole entries.
+        """
         quarter, each = config.wgt_entries // 4, config.wgt_entry_bytes // symbol.itemsize
         if edge == Edge.LEFT:
             full = ceil_div(symbol.cols, each)
@@ -225,13 +125,16 @@ class Stationary:
     def at(self, col0: int, cols: int, k: int) -> Place:
         """The tiles of a column block from reduction element `k` on."""
         config, symbol, size = self.config, self.symbol, self.symbol.itemsize
-        start, unit = k // self.piece * self.piece, config.wgt_unit
+        start, first = k // self.piece * self.piece, col0 // self.width * self.width
+        unit = config.wgt_unit
         if self.edge == Edge.LEFT:
-            area = symbol.area(col0, cols, start, min(self.piece, symbol.cols - start))
+            lines = min(self.width, symbol.rows - first)
+            area = symbol.area(first, lines, start, min(self.piece, symbol.cols - start))
             held = tile(config, Buffer.WGT, Layout.LEFT, area)
             stride = held.row_entries * config.wgt_entry_bytes // unit
-            return Place(held, (k - start) * size // unit, stride, config.rows * size // unit)
-        first = col0 // self.width * self.width
+            offset = (col0 - first) // config.cols * config.left_load * stride
+            step = config.rows * size // unit
+            return Place(held, offset + (k - start) * size // unit, stride, step)
         area = symbol.area(
             start, min(self.piece, symbol.rows - start), first, min(self.width, symbol.cols - first)
         )

@@ -8,9 +8,10 @@ nothing, so that -128 and -32768 survive.
 from itertools import pairwise
 
 from systolora.contract import Dataflow, Edge, Mode
+from systolora_sim.blocks import ceil_div, plan_blocks
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import PostBuilder
-from systolora_sim.tiling import Stationary, Streamed, ceil_div, plan_blocks
+from systolora_sim.tiling import Stationary, Streamed
 from systolora_sim.work import Exec, Rows
 
 __all__ = ["lower_transpose"]
@@ -40,8 +41,9 @@ def lower_transpose(builder: PostBuilder, source: Symbol, target: Symbol, identi
         1,
         whole_tiles=True,
         want_resident=True,
-        high=builder.resident_high,
+        first=builder.bank,
     )
+    builder.bank = plan.next_bank
     for block in plan.blocks:
         rows = min(block.rows, source.cols - block.row0)
         ends = {start for start in stationary.bounds() if 0 < start - block.row0 < rows}

@@ -38,7 +38,13 @@ class Tile(NamedTuple):
 
 
 def tile(config: AcceleratorConfig, buffer: Buffer, layout: Layout, area: Area) -> Tile:
-    """A tile with its rows packed as densely as entries allow."""
+    """A tile with its rows packed as densely as entries allow.
+
+    In a square array both edges put rows into the same banks: such tiles are the same, so that a
+    tensor that enters by both edges is loaded once.
+    """
+    if layout == Layout.TOP and config.rows == config.cols:
+        layout = Layout.LEFT
     entry = config.act_entry_bytes if buffer == Buffer.ACT else config.wgt_entry_bytes
     row_entries = -(-area.row_bytes // entry)
     rows = area.rows
@@ -53,7 +59,8 @@ class Exec:
     """An EXEC descriptor to be.
 
     fields : without what depends on where the tiles are; act_unit, wgt_unit : units from the
-    beginning of its tile to the first one read; acc : rows written; cycles : of the array, about.
+    beginning of its tile to the first one read; acc : rows written; cycles : of the array, about;
+    label : what it is for, the product and the layer, as reports name it.
     """
 
     fields: dict[str, int]
@@ -63,17 +70,19 @@ class Exec:
     wgt_unit: int
     acc: Rows
     cycles: int
+    label: str = ""
 
 
 @dataclass(slots=True)
 class Post:
-    """A POST descriptor to be; cycles : of the post queue, about."""
+    """A POST descriptor to be; cycles : of the post queue, about; label : as of Exec."""
 
     fields: dict[str, int]
     acc: tuple[Rows, ...] = ()
     reads: Area | None = None
     writes: Area | None = None
     cycles: int = 0
+    label: str = ""
 
 
 @dataclass(slots=True)
@@ -101,3 +110,4 @@ class Op:
     acc: tuple[Rows, ...] = ()
     reads: Area | None = None
     writes: Area | None = None
+    label: str = ""
