@@ -240,7 +240,10 @@ class _Maker:
                 }
                 if not fields["write"] and not emits:
                     fields["emit"] = emits = 1
-                if fields["add"] and fields["dst_base"] == other:
+                if fields["add"] and not stream and self.flag():
+                    address, stride = self.place(rows, cols, in_width, read=True)
+                    fields |= {"add_stream": 1, "in_address": address, "in_stride": stride}
+                elif fields["add"] and fields["dst_base"] == other:
                     fields["add"] = 0  # never written
             if emits:
                 address, stride = self.place(rows, cols, width)

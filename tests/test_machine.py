@@ -114,6 +114,7 @@ def test_a_tile_does_not_survive_an_output_stationary_command():
         ({"rows": 2, "src_base": 31}, "src rows 31..32: must lie in one bank"),
         ({"add": 1, "rows": 2, "dst_base": 95}, "dst rows 95..96: must lie in one bank"),
         ({"write": 1, "rows": 2, "dst_base": 1}, "rows at 0 and 1 overlap"),
+        ({"add": 1, "rows": 2, "dst_base": 1}, "rows at 0 and 1 overlap"),
         (
             {"mode": Mode.INT8},
             "add, bias, write, emit, negate, limit, status are of RAW and ACC only",

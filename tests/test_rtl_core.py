@@ -92,7 +92,8 @@ def _cycles(config, rows: int, count: int, **fields: int) -> int:
                 dst_base=base,
             )
         for _ in range(count):
-            device.post(opcode=Opcode.ROWS, cols=config.cols, rows=rows, **fields)
+            beats = np.ones((rows, config.cols), np.int64) if fields.get("add_stream") else None
+            device.post(beats, opcode=Opcode.ROWS, cols=config.cols, rows=rows, **fields)
 
     machine = Machine(config)
     queue(machine)
@@ -110,8 +111,10 @@ def _cycles(config, rows: int, count: int, **fields: int) -> int:
         ({"mode": Mode.RAW, "amax": 1}, 1),
         ({"mode": Mode.RAW, "add": 1, "write": 1, "src_base": 0, "dst_base": 64}, 1),
         ({"mode": Mode.RAW, "add": 1, "write": 1, "src_base": 0, "dst_base": 16}, 2),
+        ({"mode": Mode.RAW, "add": 1, "add_stream": 1, "write": 1, "dst_base": 16}, 1),
+        ({"mode": Mode.RAW, "add": 1, "add_stream": 1, "emit": 1}, 1),
     ],
-    ids=["emit", "amax", "add-across-banks", "add-in-a-bank"],
+    ids=["emit", "amax", "add-across-banks", "add-in-a-bank", "join-in-a-bank", "join-emit"],
 )
 def test_row_rates(fields, rate):
     """One row per cycle; every second one where source and destination share a bank."""

@@ -372,6 +372,33 @@ def test_rows_that_overlap_in_memory():
     assert bench.get(OUT, "<i4", 8).tolist() == [0, 1, 4, 5, 8, 9, 10, 11]
 
 
+def test_rows_joined_with_memory():
+    """Sums from memory are added to what the rows held, with the saturation of the addition."""
+    bench = Bench()
+    held = np.array([[1, -2, 300], [5, 0, (1 << 31) - 2]], "<i8")
+    added = np.array([[10, 20, -30], [-7, 1 << 20, 5]], "<i4")
+    bench.put(DATA, np.pad(held, ((0, 0), (0, 1))))
+    bench.put(DATA + 0x100, np.pad(added, ((0, 0), (0, 1))))
+    builder = ProgramBuilder()
+    builder.post(
+        Opcode.ROWS, source=Source.STREAM, rows=2, cols=3, write=1, dst_base=4, in_width=3,
+        in_address=DATA, in_stride=32,
+    )  # fmt: skip
+    builder.post(
+        Opcode.ROWS, rows=2, cols=3, src_base=4, add=1, add_stream=1, limit=Limit.ACC32, emit=1,
+        write=1, dst_base=40, in_width=2, in_address=DATA + 0x100, in_stride=16,
+        out_width=3, out_address=OUT, out_stride=32,
+    )  # fmt: skip
+    builder.post(
+        Opcode.ROWS, rows=2, cols=3, src_base=40, emit=1, out_width=3, out_address=OUT + 64,
+        out_stride=32,
+    )  # fmt: skip
+    assert bench.done(builder).sticky == {"acc_sat"}
+    expected = np.minimum(held + added, (1 << 31) - 1)
+    for place in (OUT, OUT + 64):
+        assert bench.get(place, "<i8", 8).reshape(2, 4)[:, :3].tolist() == expected.tolist()
+
+
 def test_counters():
     bench = Bench(strict=False)
     builder = ProgramBuilder()
@@ -399,6 +426,7 @@ WIDE = EXEC | {"act_wide": 1, "wgt_wide": 1}
 ROWS = {"opcode": Opcode.ROWS, "rows": 2, "cols": 3}
 QUANT = ROWS | {"mode": Mode.INT8, "out_address": OUT, "out_stride": 8}
 STREAM = ROWS | {"source": Source.STREAM, "in_address": DATA, "in_stride": 8}
+JOIN = ROWS | {"add": 1, "add_stream": 1, "in_address": DATA, "in_stride": 8}
 END = BASE + SIZE
 
 
@@ -468,6 +496,12 @@ def boundaries() -> list[tuple[Kind, Mapping[str, int], dict[str, int], Fault]]:
         *((post, QUANT, {name: 1}, F) for name in ("limit", "status")),
         (post, ROWS | {"write": 1, "dst_base": 2}, {"dst_base": 1}, F),
         (post, ROWS | {"add": 1}, {"src_base": 1}, F),
+        (post, JOIN | {"src_base": 1}, {"add_stream": 0}, F),
+        (post, JOIN, {"add": 0}, F),
+        (post, JOIN, {"source": Source.STREAM}, F),
+        (post, JOIN, {"mode": Mode.INT8}, F),
+        (post, JOIN | {"write": 1, "dst_base": 2}, {"dst_base": 1}, F),
+        (post, JOIN | {"wait_store": 0}, {"wait_store": 1}, Fault.TOKEN),
         *(
             (post, {"opcode": opcode, name: 7} | where, {name: 8}, F)
             for opcode, names in {
@@ -482,15 +516,20 @@ def boundaries() -> list[tuple[Kind, Mapping[str, int], dict[str, int], Fault]]:
         (post, ROWS | {"src_base": 126}, {"src_base": 127}, B),
         (post, ROWS | {"write": 1, "dst_base": 62}, {"dst_base": 63}, B),
         (post, ROWS | {"add": 1, "dst_base": 62}, {"dst_base": 63}, B),
+        (post, JOIN | {"dst_base": 63, "src_base": 30}, {"src_base": 31}, B),
+        (post, JOIN | {"write": 1, "dst_base": 62}, {"dst_base": 63}, B),
         (post, STREAM | {"in_address": DATA + 4}, {"in_address": DATA + 2}, A),
         (post, STREAM | {"in_width": 3}, {"in_address": DATA + 4}, A),
         (post, STREAM, {"in_stride": 4}, A),
+        (post, JOIN, {"in_stride": 4}, A),
+        (post, JOIN | {"in_address": DATA + 4}, {"in_address": DATA + 2}, A),
         (post, QUANT | {"out_address": OUT + 4}, {"out_address": OUT + 6}, A),
         (post, QUANT | {"rows": 1, "out_stride": 4}, {"rows": 2}, A),
         (post, {"opcode": Opcode.SCALE_LOAD, "in_address": DATA}, {"in_address": DATA + 4}, A),
         (post, {"opcode": Opcode.STICKY_READ, "out_address": OUT}, {"out_address": OUT + 4}, A),
         (post, STREAM | {"in_address": END - 12}, {"in_address": END - 4}, W),
         (post, STREAM | {"in_address": BASE}, {"in_address": BASE - 4}, W),
+        (post, JOIN | {"in_address": END - 12}, {"in_address": END - 4}, W),
         (post, QUANT | {"out_address": END - 16}, {"out_address": END - 8}, W),
         (post, QUANT | {"out_address": BASE + 0x3000}, {"out_address": BASE - 8}, W),
         (post, {"opcode": Opcode.AMAX_READ, "out_address": END - 8}, {"out_address": END}, W),

@@ -160,6 +160,7 @@ POST: tuple[Field, ...] = (
     Field("source", 1, "ROWS: Source"),
     Field("mode", 2, "ROWS: Mode"),
     Field("add", 1, "ROWS, RAW and ACC: add the accumulators at dst_base"),
+    Field("add_stream", 1, "ROWS from BUFFER with add: add the next `acc_in` row instead"),
     Field("bias", 1, "ROWS, RAW and ACC: add the bias row"),
     Field("limit", 2, "ROWS, RAW and ACC: Limit of the term and of the value"),
     Field("negate", 1, "ROWS, RAW and ACC: subtract the term instead of adding it"),

@@ -317,11 +317,14 @@ class Machine(CoreDevice):
         reads, writes = [], []
         if f.get("source", Source.BUFFER) == Source.BUFFER:
             reads.append(self._bank("src", f.get("src_base", 0), rows))
-        if f.get("add", 0):
+        joins = f.get("add_stream", 0)
+        if joins and (f.get("source", Source.BUFFER) == Source.STREAM or not f.get("add", 0)):
+            raise MachineError("ROWS: add_stream needs source BUFFER and add")
+        if f.get("add", 0) and not joins:
             reads.append(self._bank("dst", f.get("dst_base", 0), rows))
         if f.get("write", 0):
             writes.append(self._bank("dst", f.get("dst_base", 0), rows))
-        if reads and f.get("source", 0) == Source.BUFFER and (f.get("add", 0) or writes):
+        if f.get("source", Source.BUFFER) == Source.BUFFER and (len(reads) > 1 or writes):
             distance = abs(f.get("src_base", 0) - f.get("dst_base", 0))
             if 0 < distance < rows:
                 raise MachineError(
@@ -347,7 +350,7 @@ class Machine(CoreDevice):
                 self.sticky.add("clip_delayed")
             self._result.append(self._padded(q))
         else:
-            v = self._sum(f, x, cols)
+            v = self._sum(f, x, command.acc_in[:, :cols])
             magnitude = v
             if writes:
                 self.acc[writes[0]] = self._padded(v)
@@ -357,8 +360,11 @@ class Machine(CoreDevice):
         if f.get("amax", 0):
             self.lanes[:cols] = np.maximum(self.lanes[:cols], np.abs(magnitude).max(axis=0))
 
-    def _sum(self, f: dict[str, int], x: NDArray[np.int64], cols: int) -> NDArray[np.int64]:
-        """v of a RAW or ACC row operation."""
+    def _sum(
+        self, f: dict[str, int], x: NDArray[np.int64], beats: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """v of a RAW or ACC row operation; `beats` : what came on acc_in."""
+        cols = x.shape[1]
         limit = f.get("limit", Limit.ACC)
         term_bits = self.config.acc_bits if limit == Limit.ACC else 32
         v, over, term_over = x, False, False
@@ -371,7 +377,8 @@ class Machine(CoreDevice):
         terms = []
         if f.get("add", 0):
             base = f.get("dst_base", 0)
-            terms.append(self.acc[base : base + f["rows"], :cols])
+            held = self.acc[base : base + f["rows"], :cols]
+            terms.append(beats if f.get("add_stream", 0) else held)
         if f.get("bias", 0):
             terms.append(self.bias[:cols])
         if limit == Limit.INT16:

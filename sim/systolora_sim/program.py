@@ -97,7 +97,7 @@ def post_beats(fields: dict[str, int]) -> dict[str, int]:
         beats["info"] = 1
     elif opcode == Opcode.ROWS:
         rows = fields["rows"]
-        if fields.get("source", Source.BUFFER) == Source.STREAM:
+        if fields.get("source", Source.BUFFER) == Source.STREAM or fields.get("add_stream", 0):
             beats["acc_in"] = rows
         if fields.get("mode", Mode.RAW) in (Mode.INT8, Mode.INT16):
             beats["result"] = rows

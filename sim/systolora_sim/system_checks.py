@@ -114,10 +114,15 @@ def post_reads(f: Fields) -> Extent | None:
         return Extent(f["in_address"], 0, 1, *_FIXED[Opcode(opcode)])
     if opcode == Opcode.BIAS:
         return Extent(f["in_address"], 0, 1, f["cols"], 1 << f["in_width"])
-    if opcode == Opcode.ROWS and f["source"] == Source.STREAM:
+    if opcode == Opcode.ROWS and (f["source"] == Source.STREAM or f["add_stream"]):
         stride = f["in_stride"] if f["rows"] > 1 else 0
         return Extent(f["in_address"], stride, f["rows"], f["cols"], 1 << f["in_width"])
     return None
+
+
+def _uses_destination(f: Fields) -> bool:
+    """Whether ROWS reads or writes the accumulator rows at dst_base."""
+    return bool(f["write"] or (f["add"] and not f["add_stream"]))
 
 
 def _quantizes(f: Fields) -> bool:
@@ -276,7 +281,7 @@ class Checker:
         if f["opcode"] == Opcode.ROWS:
             if f["source"] == Source.BUFFER and not self._in_bank(f["src_base"], f["rows"]):
                 return Fault.BUFFER
-            if (f["add"] or f["write"]) and not self._in_bank(f["dst_base"], f["rows"]):
+            if _uses_destination(f) and not self._in_bank(f["dst_base"], f["rows"]):
                 return Fault.BUFFER
         read, written, beat = post_reads(f), post_writes(f), self.config.bus_bytes
         for extent in (read, written):
@@ -305,7 +310,9 @@ class Checker:
             if f["mode"] == Mode.INT16 and not config.int16:
                 return True
             distance = abs(f["src_base"] - f["dst_base"])
-            overlap = 0 < distance < f["rows"] and (f["add"] or f["write"])
+            if f["add_stream"] and (f["source"] == Source.STREAM or not f["add"]):
+                return True
+            overlap = 0 < distance < f["rows"] and _uses_destination(f)
             if f["source"] == Source.BUFFER and overlap:
                 return True
         if any(f[name] >= AMAX_REGISTERS for name in _AMAX_FIELDS.get(opcode, ())):

@@ -84,7 +84,7 @@ class Defined:
         rows, cols, src, dst = f["rows"], f["cols"], f["src_base"], f["dst_base"]
         if f["source"] == Source.BUFFER:
             need(self.acc[src : src + rows, :cols], "accumulator row", src)
-        if f["add"]:
+        if f["add"] and not f["add_stream"]:
             need(self.acc[dst : dst + rows, :cols], "accumulator row", dst)
         if f["bias"]:
             need(self.bias[:cols], "bias column")

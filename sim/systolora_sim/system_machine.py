@@ -457,7 +457,7 @@ class SystemMachine:
         if f["opcode"] == Opcode.ROWS:
             if f["source"] == Source.BUFFER:
                 proof.rows_used(f["src_base"], f["rows"], "reads")
-            if f["add"]:
+            if f["add"] and not f["add_stream"]:
                 proof.rows_used(f["dst_base"], f["rows"], "reads")
             if f["write"]:
                 proof.rows_used(f["dst_base"], f["rows"], "writes")

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
@@ -73,6 +73,11 @@ class Core(wiring.Component):
         return 1 << (PostLane.VALUE + 3).bit_length()
 
     @property
+    def beats_depth(self) -> int:
+        """Beats of the input queue: rows that are joined with one take it late in their way."""
+        return 1 << (PostLane.DST_DATA + 3).bit_length()
+
+    @property
     def latencies(self) -> dict[str, int]:
         """Cycles, for the manifest."""
         return {
@@ -99,6 +104,7 @@ class Core(wiring.Component):
             acc_bits=config.acc_bits,
             bank_bits=(config.bank_depth - 1).bit_length(),
             queue_depth=self.queue_depth,
+            beats_depth=self.beats_depth,
         )
         place(m, platform, "tile_engine", engine)
         place(m, platform, "post_control", control)
@@ -109,6 +115,11 @@ class Core(wiring.Component):
             depth=self.queue_depth,
         )
         place(m, platform, "output_queue", queue)
+
+        m.submodules.beat_queue = beats = fifo.SyncFIFOBuffered(
+            width=self.acc_in.payload.shape().size, depth=self.beats_depth
+        )
+        beat = Signal(self.acc_in.payload.shape())
 
         link(m, self.tile, engine.tile)
         link(m, self.act, engine.act)
@@ -121,10 +132,15 @@ class Core(wiring.Component):
             queue.push.eq(control.push),
             queue.is_result.eq(control.push_result),
             control.pop.eq(queue.pop),
-            control.beat_valid.eq(self.acc_in.valid),
-            self.acc_in.ready.eq(control.beat_ready),
-            control.beat_0.eq(self.acc_in.payload[0]),
-            control.beat_1.eq(self.acc_in.payload[1]),
+            beats.w_data.eq(self.acc_in.payload),
+            beats.w_en.eq(self.acc_in.valid),
+            self.acc_in.ready.eq(beats.w_rdy),
+            beat.eq(beats.r_data),
+            beats.r_en.eq(control.beat_ready),
+            control.beat_valid.eq(beats.r_rdy),
+            control.beat_level.eq(beats.level),
+            control.beat_0.eq(beat[0]),
+            control.beat_1.eq(beat[1]),
             control.sticky.eq(self.sticky),
             self.array_active.eq(engine.active),
             self.waits_post.eq(engine.waits),
@@ -148,7 +164,7 @@ class Core(wiring.Component):
                 lane.rescale.eq(control.rescale),
                 lane.col_valid.eq(control.col_valid[col]),
                 lane.col_word.eq(Mux(control.transposed, steps[1], steps[0])),
-                lane.acc_in.eq(self.acc_in.payload[col]),
+                lane.acc_in.eq(beat[col]),
                 lane.amax_in.eq(amax),
                 engine.write_data[col].eq(lane.value),
                 queue.row[col].eq(lane.value),

@@ -184,7 +184,7 @@ class DescriptorCheck(wiring.Component):
             scale_out.eq(opcode == Opcode.SCALE_READ),
             word_in.eq((opcode == Opcode.AMAX_LOAD) | (opcode == Opcode.STICKY_LOAD)),
             word_out.eq((opcode == Opcode.AMAX_READ) | (opcode == Opcode.STICKY_READ)),
-            verdict.reads.eq(is_bias | scale_in | word_in | (is_rows & stream)),
+            verdict.reads.eq(is_bias | scale_in | word_in | (is_rows & (stream | post.add_stream))),
             verdict.writes.eq(scale_out | word_out | (is_rows & (quantizes | post.emit))),
             verdict.rows.eq(Mux(is_rows, post.rows, 1)),
         ]
@@ -207,6 +207,7 @@ class DescriptorCheck(wiring.Component):
         bad_cols = Signal()
         sums_only = Signal()
         distance = Signal(post.src_base.shape())
+        at_dst = Signal()
         overlap = Signal()
         m.d.comb += [
             bad_cols.eq((post.cols == 0) | (post.cols > self._cols)),
@@ -214,6 +215,7 @@ class DescriptorCheck(wiring.Component):
                 post.add | post.bias | post.negate | post.write | post.emit
                 | post.limit.any() | post.status.any()
             ),
+            at_dst.eq((post.add & ~post.add_stream) | post.write),
             distance.eq(
                 Mux(
                     post.src_base > post.dst_base,
@@ -221,9 +223,7 @@ class DescriptorCheck(wiring.Component):
                     post.dst_base - post.src_base,
                 )
             ),
-            overlap.eq(
-                ~stream & (post.add | post.write) & (distance != 0) & (distance < post.rows)
-            ),
+            overlap.eq(~stream & at_dst & (distance != 0) & (distance < post.rows)),
         ]  # fmt: skip
         rows_bad = Signal()
         m.d.comb += rows_bad.eq(
@@ -233,6 +233,7 @@ class DescriptorCheck(wiring.Component):
                 | bad_cols
                 | (post.limit > max(Limit))
                 | (quantizes & sums_only)
+                | (post.add_stream & (stream | ~post.add))
                 | ((post.mode == Mode.INT16) & (not self._int16))
                 | overlap
             )
@@ -264,9 +265,7 @@ class DescriptorCheck(wiring.Component):
             end = Signal(len(base) + 1, name=f"{name}_end")
             m.d.comb += end.eq(base + post.rows - 1)
             beyond.append((end >> bank_bits != base >> bank_bits) | (end >= self._acc_depth))
-        m.d.comb += verdict.buffer.eq(
-            is_rows & ((~stream & beyond[0]) | ((post.add | post.write) & beyond[1]))
-        )
+        m.d.comb += verdict.buffer.eq(is_rows & ((~stream & beyond[0]) | (at_dst & beyond[1])))
 
         # Memory: a row starts at a multiple of its own size, or of the bus's width
         bad_in = self._unaligned(

@@ -42,12 +42,13 @@ class PostControl(wiring.Component):
     cols : columns C
     acc_bits : accumulator width
     bank_bits : width of an accumulator row's address in its bank; the bits above it are the bank
-    queue_depth : places of the output queue
+    queue_depth, beats_depth : places of the output queue and of the input queue
 
     Members
     -------
     post, info : command and read-back streams
-    beat_valid, beat_ready : handshake of the input stream; its beat goes to the lanes directly
+    beat_valid, beat_ready : handshake of the input queue; its beat goes to the lanes directly
+    beat_level : beats that the input queue holds
     beat_0, beat_1 : lanes 0 and 1 of that beat, for the registers that are loaded from it
     sticky, sticky_load, sticky_value : the status bits, and what replaces them
     waits_output : a row waits for a place in the output queue
@@ -64,16 +65,20 @@ class PostControl(wiring.Component):
     busy : a command is in work
     """
 
-    def __init__(self, *, cols: int, acc_bits: int, bank_bits: int, queue_depth: int) -> None:
-        self.design_key: Hashable = (cols, acc_bits, bank_bits, queue_depth)
+    def __init__(
+        self, *, cols: int, acc_bits: int, bank_bits: int, queue_depth: int, beats_depth: int
+    ) -> None:
+        self.design_key: Hashable = (cols, acc_bits, bank_bits, queue_depth, beats_depth)
         self._cols, self._acc_bits = cols, acc_bits
         self._bank_bits, self._queue_depth = bank_bits, queue_depth
+        self._beats_depth = beats_depth
         super().__init__(
             {
                 "post": In(stream.Signature(PostLayout)),
                 "info": Out(stream.Signature(InfoLayout)),
                 "beat_valid": In(1),
                 "beat_ready": Out(1),
+                "beat_level": In(range(beats_depth + 1)),
                 "beat_0": In(acc_bits),
                 "beat_1": In(contract.width(contract.SCALE, "e")),
                 "sticky": In(len(contract.STICKY)),
@@ -123,10 +128,12 @@ class PostControl(wiring.Component):
 
         quantizes = Signal()
         adds, has_bias, writes, negates = Signal(), Signal(), Signal(), Signal()
+        joins = Signal()
         reads = Signal()
         m.d.comb += [
             quantizes.eq((command.mode == Mode.INT8) | (command.mode == Mode.INT16)),
             adds.eq(command.add & ~quantizes),
+            joins.eq(adds & command.add_stream),
             has_bias.eq(command.bias & ~quantizes),
             writes.eq(command.write & ~quantizes),
             negates.eq(command.negate & ~quantizes),
@@ -165,7 +172,7 @@ class PostControl(wiring.Component):
             read_dst = Signal(name=f"read_dst_{index}")
             m.d.comb += [
                 read_src.eq(age[1] & reads & (src_bank == index)),
-                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & (dst_bank == index)),
+                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & ~joins & (dst_bank == index)),
                 banks.read[index].eq(read_src | read_dst),
                 banks.read_row[index].eq(Mux(read_src, src, dst_read)),
                 banks.write[index].eq(age[PostLane.VALUE] & writes & (dst_bank == index)),
@@ -182,6 +189,7 @@ class PostControl(wiring.Component):
             lanes.src_bank.eq(src_bank),
             lanes.dst_bank.eq(dst_bank),
             lanes.add.eq(adds),
+            lanes.add_stream.eq(joins),
             lanes.bias.eq(has_bias),
             lanes.sat32.eq((command.limit == contract.Limit.ACC32) & (adds | has_bias | negates)),
             lanes.sat16.eq((command.limit == contract.Limit.INT16) & ~quantizes),
@@ -284,21 +292,32 @@ class PostControl(wiring.Component):
         uses = Signal(ACC_BANKS)
         bank_bits = self._bank_bits
         src_bank, dst_bank = Signal(range(ACC_BANKS)), Signal(range(ACC_BANKS))
-        from_buffer, to_buffer = Signal(), Signal()
+        from_buffer, to_buffer, adds_rows = Signal(), Signal(), Signal()
         m.d.comb += [
             src_bank.eq(command.src_base >> bank_bits),
             dst_bank.eq(command.dst_base >> bank_bits),
             from_buffer.eq(command.source == Source.BUFFER),
-            to_buffer.eq((command.add | command.write) & ~command.mode[1]),
+            adds_rows.eq(command.add & ~command.add_stream & ~command.mode[1]),
+            to_buffer.eq(adds_rows | (command.write & ~command.mode[1])),
         ]
         for bank in range(ACC_BANKS):
             m.d.comb += uses[bank].eq(
                 (from_buffer & (src_bank == bank)) | (to_buffer & (dst_bank == bank))
             )
         alternate = Signal()
-        m.d.comb += alternate.eq(
-            from_buffer & command.add & ~command.mode[1] & (src_bank == dst_bank)
-        )
+        m.d.comb += alternate.eq(from_buffer & adds_rows & (src_bank == dst_bank))
+
+        # A row from the buffer that is joined with a beat needs it later, in cycle DST_DATA: it is
+        # issued when the queue holds a beat for it that no earlier row will take.
+        joins, reserved = Signal(), Signal(range(self._beats_depth + 1))
+        joined, has_beat, takes = Signal(), Signal(), Signal()
+        m.d.comb += [
+            joins.eq(from_buffer & command.add & command.add_stream & ~command.mode[1]),
+            joined.eq(joins & pipeline[PostLane.DST_DATA - 1]),
+            has_beat.eq(Mux(joins, self.beat_level > reserved, self.beat_valid)),
+            self.beat_ready.eq(takes | joined),
+        ]
+        m.d.sync += reserved.eq(reserved + (issue & joins) - joined)
 
         rows_left = Signal(command.rows.shape(), reset_less=True)
         pause = Signal()
@@ -359,9 +378,9 @@ class PostControl(wiring.Component):
                     self.waits_output.eq(sends & (credits == 0)),
                     self.bank_claimed.eq(uses),
                     self.banks.own.eq(uses),
-                    self.beat_ready.eq(~from_buffer & (~sends | (credits != 0))),
+                    takes.eq(~from_buffer & (~sends | (credits != 0))),
                     issue.eq(
-                        (from_buffer | self.beat_valid)
+                        ((from_buffer & ~joins) | has_beat)
                         & (~sends | (credits != 0))
                         & ~(alternate & pause)
                     ),
@@ -380,14 +399,14 @@ class PostControl(wiring.Component):
                     m.next = "FINISH"
             with m.State("BIAS"):
                 # The beat is one register deep in the lanes when `bias_load` comes
-                m.d.comb += self.beat_ready.eq(1)
+                m.d.comb += takes.eq(1)
                 with m.If(self.beat_valid):
                     m.next = "BIAS_LOAD"
             with m.State("BIAS_LOAD"):
                 m.d.comb += lanes.bias_load.eq(1)
                 m.next = "FINISH"
             with m.State("RECEIVE"):
-                m.d.comb += self.beat_ready.eq(1)
+                m.d.comb += takes.eq(1)
                 with m.If(self.beat_valid):
                     m.next = "FINISH"
                     with m.Switch(command.opcode):

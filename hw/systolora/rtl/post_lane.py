@@ -21,6 +21,7 @@ LaneControl = data.StructLayout(
         "src_bank": range(ACC_BANKS),
         "dst_bank": range(ACC_BANKS),
         "add": 1,
+        "add_stream": 1,  # the addend is the beat, not the destination
         "bias": 1,
         "sat32": 1,
         "sat16": 1,
@@ -38,12 +39,13 @@ LaneControl = data.StructLayout(
 class PostLane(wiring.Component):
     """Post-processes one element per cycle (docs/core.md, ROWS), in lock step, never waiting.
 
-    ``value = sat(rescale(x) + add * acc[dst] + bias * bias_row)``
+    ``value = sat(rescale(x) + add * (acc[dst] or acc_in) + bias * bias_row)``
 
     Cycles are counted from the one in which the controller issues the row (0): the source's
     memory is read in cycle 1 and its data, or `acc_in` of cycle 0, are `x` in cycle 2; the
-    destination's data are taken in cycle DST_DATA; `value` leaves in cycle VALUE, where it is
-    written or sent. A plain copy goes through the multiplier with a Scale of one, exactly.
+    destination's data, or `acc_in` of that cycle, are taken in cycle DST_DATA; `value` leaves in
+    cycle VALUE, where it is written or sent. A plain copy goes through the multiplier with a Scale
+    of one, exactly.
 
     Members
     -------
@@ -144,7 +146,7 @@ class PostLane(wiring.Component):
         total = Signal(signed(sum_bits), reset_less=True)
         masked_dst, masked_bias = Signal(acc), Signal(acc)
         m.d.comb += [
-            dst.eq(Array(self.read_data)[ctl.dst_bank]),
+            dst.eq(Mux(ctl.add_stream, self.acc_in, Array(self.read_data)[ctl.dst_bank])),
             masked_dst.eq(Mux(ctl.add, dst, 0)),
             masked_bias.eq(Mux(ctl.bias, bias, 0)),
         ]

@@ -136,13 +136,16 @@ class _Programmer:
         dst = self._filled(bank, count)
         if src is not None and choose(0, 3) == 0:
             dst = src
-        if dst is not None and choose(0, 1):
+        if fields["source"] == Source.BUFFER and choose(0, 3) == 0:
+            fields |= {"add": 1, "add_stream": 1}
+        elif dst is not None and choose(0, 1):
             fields["add"] = 1
-        elif dst is None:
+        if dst is None:
             dst = self.rows(bank, count)
         overlap = fields["source"] == Source.BUFFER and 0 < abs(fields["src_base"] - dst) < count
         if overlap:
-            fields.pop("add", None)
+            if not fields.get("add_stream", 0):
+                fields.pop("add", None)
             return fields
         fields["dst_base"] = dst
         if choose(0, 2) > 0:
