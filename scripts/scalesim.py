@@ -27,9 +27,14 @@ def main() -> int:
         command = " ".join(["python scripts/scalesim.py", *sys.argv[1:]])
         figures = measure(arguments.build_dir, arguments.max_cycles, command)
         write_json(figures_file, figures)
-        table_file.write_text(render(figures), encoding="utf-8")
-    except (RunError, OSError) as error:
+        temporary = table_file.with_suffix(".md.part")
+        temporary.write_text(render(figures), encoding="utf-8")
+        temporary.replace(table_file)
+    except RunError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)

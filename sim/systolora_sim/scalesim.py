@@ -57,16 +57,18 @@ class Gemm(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One layer of SCALE-Sim's COMPUTE_REPORT.csv, in cycles.
+    """One layer of SCALE-Sim's reports.
 
-    total : from the first request of the array to its last output, stalls included; stall : of
-    these, how many the memory caused; with_prefetch : total, the first filling of the buffers
-    before and the last draining after it.
+    total : cycles from the first request of the array to its last output, stalls included; stall :
+    of these, how many the memory caused; with_prefetch : total, the first filling of the buffers
+    before and the last draining after it; ifmap_reads, filter_reads : elements read from memory.
     """
 
     total: int
     stall: int
     with_prefetch: int
+    ifmap_reads: int
+    filter_reads: int
 
 
 def _ceil(value: int, step: int) -> int:
@@ -181,19 +183,29 @@ def peers(
     return entries
 
 
-def read_report(text: str) -> list[Report]:
-    """The layers of a COMPUTE_REPORT.csv, in its order.
+def read_report(compute: str, accesses: str) -> list[Report]:
+    """The layers of a COMPUTE_REPORT.csv and its DETAILED_ACCESS_REPORT.csv, in their order.
 
     Raises
     ------
     ValueError
-        If a column is missing or is no number.
+        If a column is missing or is no number, or if the reports have different layers.
     """
+    columns = ("Total Cycles", "Stall Cycles", "Total Cycles (incl. prefetch)")
+    cycles = _columns("COMPUTE_REPORT.csv", compute, columns)
+    columns = ("DRAM IFMAP Reads", "DRAM Filter Reads")
+    reads = _columns("DETAILED_ACCESS_REPORT.csv", accesses, columns)
+    if len(cycles) != len(reads):
+        raise ValueError(f"DETAILED_ACCESS_REPORT.csv: {len(reads)} layers, must be {len(cycles)}")
+    return [Report(*one, *other) for one, other in zip(cycles, reads, strict=True)]
+
+
+def _columns(file: str, text: str, names: tuple[str, ...]) -> list[list[int]]:
+    """The columns of those names, a list per line."""
     # A comma ends every line, and blanks follow the commas.
     lines = list(csv.reader(io.StringIO(text), skipinitialspace=True))
-    columns = ("Total Cycles", "Stall Cycles", "Total Cycles (incl. prefetch)")
     try:
-        indices = [lines[0].index(column) for column in columns]
-        return [Report(*(int(float(line[i])) for i in indices)) for line in lines[1:] if line]
+        indices = [lines[0].index(name) for name in names]
+        return [[int(float(line[i])) for i in indices] for line in lines[1:] if line]
     except (IndexError, ValueError) as error:
-        raise ValueError(f"COMPUTE_REPORT.csv: {error}") from None
+        raise ValueError(f"{file}: {error}") from None

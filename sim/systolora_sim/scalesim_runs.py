@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from systolora_sim.runner import RunError, write_json
-from systolora_sim.scalesim import Gemm, layer_products, os_cycles, read_report, ws_cycles
+from systolora_sim.scalesim import Gemm, Report, layer_products, os_cycles, read_report, ws_cycles
 
 __all__ = ["CONFIGURATIONS", "KV_LAYERS", "Case", "configuration", "make_environment", "measure"]
 __all__ += ["cases", "run_case", "topology"]
@@ -27,7 +27,8 @@ REQUIREMENTS = ("scalesim==3.0.*", "numpy>=1.26,<2")
 CONFIGURATIONS = tuple(
     (dataflow, memory) for dataflow in ("WS", "OS") for memory in ("stall-free", "64-bytes")
 )
-#: Cross-attention keys and values of Stable Diffusion 1.5: 77 tokens, 768 inputs, k outputs.
+#: Cross-attention keys and values of Stable Diffusion 1.5: 77 tokens, 768 inputs, k outputs. They
+#: do not need dX while the text encoder is frozen; it is measured for layers that do.
 KV_LAYERS = tuple((77, 768, k, True) for k in (320, 640, 1280))
 BATCHES, RANKS = (1, 4), (4, 16)
 
@@ -139,20 +140,21 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def run_case(case: Case, python: Path, build_dir: Path, root: Path = Path()) -> dict[str, Any]:
-    """What the tool says of one case: cycles, and the seconds that it took.
+    """What the tool says of one case: the fields of a Report, and the seconds that it took.
 
     Raises
     ------
     RunError
-        If the tool fails.
+        If the tool fails, or writes other reports than those of version 3.0.
     """
     config = configuration(case.dataflow, case.memory, root).read_text(encoding="utf-8")
     shape = topology([case.gemm])
     key = hashlib.sha256("\0".join((config, shape, *REQUIREMENTS)).encode()).hexdigest()[:16]
     directory = build_dir / "runs" / key
-    kept = directory / "result.json"
+    # Written last, so it says that the reports are whole.
+    kept = directory / "seconds.json"
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
+        return {**_read(directory, case)._asdict(), **json.loads(kept.read_text(encoding="utf-8"))}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "scale.cfg").write_text(config, encoding="utf-8")
     (directory / "shape.csv").write_text(shape, encoding="utf-8")
@@ -164,19 +166,24 @@ def run_case(case: Case, python: Path, build_dir: Path, root: Path = Path()) -> 
         capture_output=True,
         text=True,
     )
-    reports = sorted(directory.glob("out/*/COMPUTE_REPORT.csv"))
-    if done.returncode or len(reports) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no report"])[-1]
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RunError(f"{directory}: SCALE-Sim failed: {reason}")
-    (report,) = read_report(reports[0].read_text(encoding="utf-8"))
-    result = {
-        "total": report.total,
-        "stall": report.stall,
-        "with_prefetch": report.with_prefetch,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(kept, result)
-    return result
+    report = _read(directory, case)
+    seconds = {"seconds": round(time.monotonic() - started, 1)}
+    write_json(kept, seconds)
+    return {**report._asdict(), **seconds}
+
+
+def _read(directory: Path, case: Case) -> Report:
+    reports = directory / "out" / f"{case.dataflow.lower()}-{case.memory}"
+    names = ("COMPUTE_REPORT.csv", "DETAILED_ACCESS_REPORT.csv")
+    try:
+        texts = [(reports / name).read_text(encoding="utf-8") for name in names]
+        (report,) = read_report(*texts)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{directory}: no usable report: {error}") from None
+    return report
 
 
 def measure(build_dir: Path, most_cycles: int | None, command: str) -> dict[str, Any]:
