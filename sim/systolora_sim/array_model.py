@@ -22,7 +22,7 @@ SUM = 5
 AFTER_DRAIN, AFTER_SUMS = 3, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A tile command as far as time goes.
 
@@ -34,11 +34,12 @@ class Tile:
     load: bool = True
     left: bool = False
     bank: int = 0
+    fence: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TileTimes:
-    """Cycles of one tile: first and last beat, the last sum readable, last reads of the buffers."""
+    """Cycles of one tile: first and last beat in the array, the last sum readable everywhere."""
 
     first: int
     last: int
@@ -50,6 +51,9 @@ class Lines:
 
     A line waits in the last stage from the cycle in which it could be taken until it is taken, and
     holds up those behind it meanwhile.
+
+    first : cycle in which the command's first line can be taken, at the earliest
+    last_read : cycle in which the command's last line is read; -1 until that is known
     """
 
     __slots__ = ("_pops", "_reads", "_stalls", "first", "last_read")
@@ -73,32 +77,29 @@ class Lines:
                 time = taken
         return time
 
-    def begin(self, written: int) -> int:
-        """A command was written; returns the first cycle in which its first line can be taken."""
+    def begin(self, written: int, count: int) -> int:
+        """A command for `count` lines was written; returns `first`."""
         popped = max(written + QUEUED, self._pops[-1] + 1, self.last_read)
         self._pops.append(popped)
         self._reads = self._move(popped + 1)
-        self.first = self._move(self._reads + 1) + 1
+        second = self._move(self._reads + 1)
+        self.first = second + 1
+        # The first two lines are read whether anybody takes them or not
+        self.last_read = (self._reads, second)[count - 1] if count <= 2 else -1
         return self.first
 
     def finish(self, count: int, first: int, second: int, last: int) -> None:
         """The command's lines were taken: the first, the second, then one per cycle; the last."""
         if count == 1:
-            self.last_read = self._reads
             self._stalls = (self._stalls[1], (self.first, last))
-            return
-        self._stalls = (self._stalls[1], (self.first, first))
-        read = self._move(self._reads + 1)
-        offered = self._move(read + 1) + 1
-        if count == 2:
-            self.last_read = read
-            self._stalls = (self._stalls[1], (offered, last))
-            return
-        # Line n is read when line n - 2 leaves
-        third = first if count == 3 else second + count - 4
-        self.last_read = max(self._reads + count - 1, third)
-        before = second + count - 3  # the last line but one
-        self._stalls = ((before, before), (min(before + 1, last), last))
+        elif count == 2:
+            self._stalls = ((self.first, first), (max(self.first, first) + 1, last))
+        else:
+            # Line n is read when line n - 2 leaves
+            before = first if count == 3 else second + count - 4
+            self.last_read = max(self._reads + count - 1, before)
+            before = second + count - 3  # the last line but one
+            self._stalls = ((before, before), (min(before + 1, last), last))
 
 
 class ArrayModel:
@@ -106,43 +107,55 @@ class ArrayModel:
 
     `enter` a pass, then `start` it not before what it says: in between the caller may hold the tile
     back for a token or a bank.
+
+    offered : the entered tile is at the head of the compute queue from this cycle on
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._rows = config.rows
         self._loads = (config.top_load, config.left_load)
         self._done = config.rows + SUM + config.cols - 1
-        self.act, self.wgt = Lines(), Lines()
+        self._act, self._wgt = Lines(), Lines()
         self._load_pops: deque[int] = deque([-1] * QUEUE, QUEUE)
         self._compute_pops: deque[int] = deque([-1] * QUEUE, QUEUE)
         self._swap = -1  # `b` is free from this cycle on
         self._drained = -1  # last cycle of the latest drain
         self._drains = [-AFTER_DRAIN] * ACC_BANKS  # last cycle of the latest one, by bank
         self._sums = [-AFTER_SUMS] * ACC_BANKS  # latest WS beat, by bank
-        self._full = 0  # cycle in which the stationary operand (OS: its first line) is in `b`
-        self._loaded = 0
-        self.offered = 0  # the tile is at the head of the compute queue
+        self._loaded = 0  # cycle of the first beat of the stationary operand
+        self._quiet = 0  # all sums are written
+        self.offered = 0
+
+    @property
+    def last_read(self) -> int:
+        """Cycle in which both buffers have been read for the last pass; -1 if not known yet."""
+        act, wgt = self._act.last_read, self._wgt.last_read
+        return -1 if act < 0 or wgt < 0 else max(act, wgt)
 
     def room(self, needs_wgt: bool) -> int:
         """First cycle in which the feeder can send the next pass."""
-        time = max(self._compute_pops[0], self._load_pops[0]) + 1
-        time = max(time, self.act.room)
-        return max(time, self.wgt.room) if needs_wgt else time
+        time = max(self._compute_pops[0] + 1, self._load_pops[0] + 1, self._act.room)
+        return max(time, self._wgt.room) if needs_wgt else time
 
     def enter(self, tile: Tile, sent: int) -> int:
         """The feeder sends a pass in cycle `sent`; returns its first beat's earliest cycle."""
-        head = max(sent + QUEUED, self._compute_pops[-1] + 1)
-        self.offered = head
-        first = max(head, self.act.begin(sent))
+        self.offered = head = max(sent + QUEUED, self._compute_pops[-1] + 1)
+        fence = max(head, self._quiet) if tile.fence else 0
+        first = max(head, fence, self._act.begin(sent, tile.length))
         if tile.os or tile.load:
-            line = self.wgt.begin(sent)
-            load = max(sent + QUEUED, self._load_pops[-1] + 1, self._swap, line)
-            self._loaded = load
-            self._full = load + (1 if tile.os else self._loads[tile.left])
-            first = max(first, self._full)
+            count = tile.length if tile.os else self._loads[tile.left]
+            line = self._wgt.begin(sent, count)
+            loaded = max(sent + QUEUED, self._load_pops[-1] + 1, self._swap, line, fence)
+            self._loaded = loaded
+            if tile.os:
+                first = max(first, loaded + 1)
+            else:
+                first = max(first, loaded + count)
+                self._wgt.finish(count, loaded, loaded + 1, loaded + count - 1)
+                self._load_pops.append(loaded + count - 1)
         if not tile.os:
             return max(first, self._drains[tile.bank] + AFTER_DRAIN)
-        return max(first, self._path(tile.bank) if tile.length == 1 else 0)
+        return max(first, self._path(tile.bank)) if tile.length == 1 else first
 
     def _path(self, bank: int) -> int:
         """First cycle for the last beat of an OS tile: its drain needs the chain and the bank."""
@@ -156,21 +169,17 @@ class ArrayModel:
             last = max(last, self._path(tile.bank))
             # Each beat of the top operand enters when the one before goes on
             loaded = self._loaded if length == 1 else first + length - 2
-            self.wgt.finish(length, self._loaded, first, loaded)
+            self._wgt.finish(length, self._loaded, first, loaded)
             self._load_pops.append(loaded)
-            self.act.finish(length, first, first + 1, last)
             self._swap = last
             self._drained = self._drains[tile.bank] = last + self._rows
             done = self._drained + self._done
         else:
             if tile.load:
-                count = self._loads[tile.left]
-                start = self._loaded
-                self.wgt.finish(count, start, start + 1, start + count - 1)
-                self._load_pops.append(start + count - 1)
                 self._swap = first
-            self.act.finish(length, first, first + 1, last)
             self._sums[tile.bank] = last
             done = last + self._done
+        self._act.finish(length, first, first + 1, last)
         self._compute_pops.append(last)
+        self._quiet = max(self._quiet, done + 1)
         return TileTimes(first, last, done)

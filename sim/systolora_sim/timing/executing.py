@@ -7,12 +7,9 @@ from systolora.contract import Dataflow, Edge
 from systolora_sim.array_model import ArrayModel, Tile
 from systolora_sim.timing.banks import Banks
 from systolora_sim.timing.columns import Rows
-from systolora_sim.timing.kernel import Kernel, Process, Queue, Stamps
+from systolora_sim.timing.kernel import TOKEN, Awaited, Kernel, Process, Queue, Stamps
 
 __all__ = ["Executor"]
-
-#: From a token's cycle to the first in which its waiter can take it (TokenCounter).
-TOKEN = 1
 
 
 @dataclass
@@ -49,11 +46,12 @@ class Executor:
         self._rows, self._bank_depth = config.rows, config.bank_depth
         self._array = ArrayModel(config)
         self.times = ExecTimes()
+        self._posts = 0
         self.busy = self.macs = self.last = 0
 
     def run(self, execs: Rows) -> Process:
-        array, banks, times = self._array, self._banks, self.times
-        loads = posts = 0
+        times = self.times
+        loads = 0
         free = -1  # the feeder's last pass of the EXEC before
         for number in range(len(execs)):
             ready = yield from self.queue.ready(number)
@@ -65,49 +63,61 @@ class Executor:
             times.taken.append(time)
             times.waits_load.append(max(0, time - max(ready, free + 1)))
             self.queue.pops.append(time)
-            sent = time
-
-            is_os = execs.dataflow[number] == Dataflow.OS
-            left = execs.edge[number] == Edge.LEFT
+            free = yield from self._tiles(execs, number, time)
+            passes = (1 + execs.act_wide[number]) * (1 + execs.wgt_wide[number])
             length, repeat = execs.length[number], execs.repeat[number]
-            bank = execs.acc_base[number] // self._bank_depth
-            act_planes, wgt_planes = 1 + execs.act_wide[number], 1 + execs.wgt_wide[number]
-            wait = execs.wait_post[number]
-            begun, waited = -1, 0
-            last = done = 0
-            for _ in range(repeat):
-                for _ in range(wgt_planes):
-                    for act_plane in range(act_planes):
-                        tile = Tile(is_os, length, act_plane == 0, left, bank)
-                        sent = max(sent + 1, array.room(is_os or act_plane == 0))
-                        first = array.enter(tile, sent)
-                        may = array.offered
-                        if wait and begun < 0:
-                            posts += 1
-                            yield from self.post_tokens.until(posts)
-                            may = max(may, self.post_tokens.times[posts - 1] + TOKEN)
-                            first = max(first, may)
-                        start = yield from banks.start(bank, first)
-                        waited += (start if start > first else may) - array.offered
-                        at = array.start(tile, start)
-                        banks.fly(bank, at.done)
-                        if begun < 0:
-                            begun = start
-                        last, done = at.last, at.done
-            free = sent
-            self.last = max(self.last, done)
-            times.first.append(begun)
-            times.last.append(last)
-            times.done.append(done)
-            times.waits_post.append(waited)
-            passes = act_planes * wgt_planes
             self.busy += length * repeat * passes
             lanes = self._rows * (repeat - 1) + execs.last[number]
             self.macs += length * lanes * execs.cols[number] * passes
-            if execs.signal_load[number]:
-                self.tokens_load.append(max(array.act.last_read, array.wgt.last_read) + 1)
-            if execs.signal_post[number]:
-                self._kernel.start(self._give(done))
+
+    def _tiles(self, execs: Rows, number: int, sent: int) -> Awaited:
+        """All passes of an EXEC that was taken in cycle `sent`; returns when the last is sent."""
+        array, times = self._array, self.times
+        is_os = execs.dataflow[number] == Dataflow.OS
+        bank = execs.acc_base[number] // self._bank_depth
+        tiles = [
+            Tile(
+                is_os,
+                execs.length[number],
+                not act_plane,
+                execs.edge[number] == Edge.LEFT,
+                bank,
+                bool(execs.fence[number]),
+            )
+            for _ in range(1 + execs.wgt_wide[number])
+            for act_plane in range(1 + execs.act_wide[number])
+        ] * execs.repeat[number]
+        wait, signal = execs.wait_post[number], execs.signal_load[number]
+        begun, last, done, waited = -1, -1, -1, 0
+        for index, tile in enumerate(tiles):
+            sent = max(sent + 1, array.room(is_os or tile.load))
+            first = array.enter(tile, sent)
+            signals = signal and index == len(tiles) - 1
+            if signals and array.last_read >= 0:
+                self.tokens_load.append(array.last_read + 1)
+                signals = False
+            may = array.offered
+            if wait and not index:
+                self._posts += 1
+                yield from self.post_tokens.until(self._posts)
+                may = max(may, self.post_tokens.times[self._posts - 1] + TOKEN)
+                first = max(first, may)
+            start = yield from self._banks.start(bank, first)
+            waited += (start if start > first else may) - array.offered
+            at = array.start(tile, start)
+            self._banks.fly(bank, at.done)
+            begun = begun if index else start
+            last, done = at.last, at.done
+            if signals:
+                self.tokens_load.append(array.last_read + 1)
+        if execs.signal_post[number]:
+            self._kernel.start(self._give(done))
+        self.last = max(self.last, done)
+        times.first.append(begun)
+        times.last.append(last)
+        times.done.append(done)
+        times.waits_post.append(waited)
+        return sent
 
     def _give(self, time: int) -> Process:
         """A tile may overtake another one's drain: tokens come in the order of time."""

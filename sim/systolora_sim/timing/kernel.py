@@ -7,9 +7,13 @@ claims of accumulator banks) needs the first kind of yield.
 """
 
 import heapq
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
-__all__ = ["Awaited", "HangError", "Kernel", "Process", "Queue", "Stamps"]
+__all__ = ["TOKEN", "Awaited", "HangError", "Kernel", "Process", "Queue", "Stamps"]
+
+
+#: From a token's cycle to the first in which its waiter can take it (TokenCounter).
+TOKEN = 1
 
 
 class HangError(RuntimeError):
@@ -28,6 +32,12 @@ class Stamps:
 
     def append(self, time: int) -> None:
         self.times.append(time)
+        if self._waiter is not None:
+            self._kernel.wake(self._waiter)
+            self._waiter = None
+
+    def extend(self, times: Iterable[int]) -> None:
+        self.times.extend(times)
         if self._waiter is not None:
             self._kernel.wake(self._waiter)
             self._waiter = None

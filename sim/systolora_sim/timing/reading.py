@@ -6,12 +6,11 @@ addresses, each burst `latency` cycles after its address at the earliest.
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from systolora_sim.timing.kernel import Kernel, Process, Stamps
+from systolora_sim.timing.kernel import Awaited, Kernel, Process, Stamps
 
-__all__ = ["ReadChannel", "Reader", "Region", "burst_lengths"]
+__all__ = ["CHECK", "PLAN", "QUEUED", "ReadChannel", "Reader", "Region", "burst_lengths"]
 
 #: Beats of a burst at most, and the boundary that none crosses, bytes.
 BURST_BEATS, BOUNDARY = 16, 4096
@@ -19,11 +18,11 @@ BURST_BEATS, BOUNDARY = 16, 4096
 CHECK = 3
 #: From the planner's taking a region to the first burst that it offers.
 PLAN = 2
-#: From a beat on the bus, or an end, to its place at the queue's end.
+#: From a write into a queue to its first read.
 QUEUED = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Region:
     """Rows of memory: as regions.RegionLayout."""
 
@@ -49,22 +48,25 @@ def burst_lengths(address: int, row_bytes: int, bus_bytes: int) -> list[int]:
 class ReadChannel:
     """The bus's read side: who may send an address, and when data comes.
 
-    busy : per client, first and last cycle of each region's beats
+    beats : that came
     """
 
     def __init__(self, latency: int, clients: int) -> None:
-        self.latency = latency
-        self.free = 0  # first cycle in which a beat may come
-        self.beats = 0
+        self._latency = latency
+        self._free = 0  # first cycle in which a beat may come
         self._wants: list[int] = [-1] * clients  # cycle of the address that a client offers
         self._last, self._granted = 0, -1  # who had the channel last, and when
+        self.beats = 0
 
     def want(self, client: int, time: int) -> None:
         """The client offers an address from cycle `time` on."""
         self._wants[client] = time
 
     def grant(self, client: int, time: int) -> bool:
-        """Whether the client's address goes in this cycle, which all processes have reached."""
+        """Whether the client's address goes in this cycle, which all processes have reached.
+
+        One goes per cycle; of several clients, that after the one that had the channel last.
+        """
         if self._granted == time:
             return False
         wants, count = self._wants, len(self._wants)
@@ -78,10 +80,10 @@ class ReadChannel:
         wants[client] = -1
         return True
 
-    def data(self, address_cycle: int, earliest: int, length: int) -> int:
-        """The cycle of the first beat of a burst whose address went in `address_cycle`."""
-        start = max(address_cycle + self.latency, earliest, self.free)
-        self.free = start + length
+    def data(self, granted: int, earliest: int, length: int) -> int:
+        """The cycle of the first beat of a burst whose address went in cycle `granted`."""
+        start = max(granted + self._latency, earliest, self._free)
+        self._free = start + length
         self.beats += length
         return start
 
@@ -93,15 +95,16 @@ class Reader:
     ----------
     number : its place at the arbiter
     outstanding, queue_beats : as MemoryReader
-    on_beats : called with the cycles of a burst's beats as a range, in which they reach the end of
-        the queue; returns the cycles in which they leave it, or None if they come later (`leave`)
+    drains : beats leave the queue as soon as they can; else whoever takes them, and the ends of
+        regions, says so (`left`)
 
     Attributes
     ----------
-    requests : cycles in which `regions` were asked for
-    checked : cycles in which the planner took them
-    ends : cycles in which the end of a region is at the queue's end, at the earliest
-    spans : first and last cycle of the region's beats on the bus
+    checked : cycles in which the planner took the regions
+    beats : cycles in which beats are at the queue's end, at the earliest; empty if it drains
+    ends : cycles in which the ends of the regions are there
+    left : cycles in which beats and ends left the queue
+    spans : first and last cycle of the regions' beats on the bus
     """
 
     def __init__(
@@ -112,93 +115,80 @@ class Reader:
         bus_bytes: int,
         outstanding: int,
         queue_beats: int,
-        on_beats: Callable[[range], None],
-        drains: bool,
+        *,
+        drains: bool = False,
     ) -> None:
         self._channel, self._number, self._bus_bytes = channel, number, bus_bytes
         self._outstanding, self._queue_beats = outstanding, queue_beats
-        self._on_beats, self._drains = on_beats, drains
-        self.regions: list[Region] = []
-        self.requests, self.checked, self.ends = Stamps(kernel), Stamps(kernel), Stamps(kernel)
-        self.left = Stamps(kernel)  # of the queue, unless it drains by itself
+        self._drains = drains
+        self._regions: list[Region] = []
+        self._requests = Stamps(kernel)
+        self.checked, self.ends = Stamps(kernel), Stamps(kernel)
+        self.beats, self.left = Stamps(kernel), Stamps(kernel)
         self.spans: list[tuple[int, int]] = []
+        self._taken = 0  # entries of the queue that were promised
+        self._drained: deque[int] = deque(maxlen=queue_beats)  # when the last ones left
 
     def ask(self, region: Region, time: int) -> None:
         """A request is taken in cycle `time`."""
-        self.regions.append(region)
-        self.requests.append(time)
+        self._regions.append(region)
+        self._requests.append(time)
+
+    def _room(self, entries: int) -> Awaited:
+        """First cycle in which the queue has a place for so many entries."""
+        need = self._taken + entries - self._queue_beats
+        if need <= 0:
+            return 0
+        if self._drains:
+            return self._drained[need - 1 - max(self._taken - self._queue_beats, 0)] + 1
+        yield from self.left.until(need)
+        return self.left.times[need - 1] + 1
 
     def run(self, count: int) -> Process:
         """Works through `count` regions."""
-        channel, number = self._channel, self._number
-        queue_beats, drains = self._queue_beats, self._drains
-        leaves: deque[int] = deque(maxlen=queue_beats)
-        left = self.left.times
+        channel, number, drains = self._channel, self._number, self._drains
         pops: deque[int] = deque([-1] * self._outstanding, self._outstanding)
-        taken = 0  # entries of the queue that were promised
         free = -1  # the planner takes a region from this cycle on
-        popped = -1  # the last entry of `bursts` left
-        granted = -1
+        popped = granted = -1  # the latest burst's or end's entry left; its address went
         for index in range(count):
-            yield from self.requests.until(index + 1)
-            region = self.regions[index]
+            yield from self._requests.until(index + 1)
+            region = self._regions[index]
             bits = (region.rows - 1).bit_length()
-            taken_at = max(self.requests.times[index] + CHECK + bits, free)
-            self.checked.append(taken_at)
-            issue = taken_at + PLAN
-            first = -1
-            address = region.address
+            taken = max(self._requests.times[index] + CHECK + bits, free)
+            self.checked.append(taken)
+            issue = taken + PLAN
+            begun = -1
+            address, place = region.address, -1
             lengths: list[int] = []
-            place = -1
             for _ in range(region.rows):
                 if address % BOUNDARY != place:
                     place = address % BOUNDARY
                     lengths = burst_lengths(address, region.row_bytes, self._bus_bytes)
                 address += region.stride
                 for length in lengths:
-                    issue = max(issue, granted, pops[0] + 1)
-                    need = taken + length - queue_beats
-                    if need > 0:
-                        if drains:
-                            issue = max(issue, leaves[need - 1 - max(taken - queue_beats, 0)] + 1)
-                        else:
-                            while len(left) < need:
-                                yield self.left
-                            issue = max(issue, left[need - 1] + 1)
-                    channel.want(number, issue + 1)
-                    offered = issue + 1
-                    yield offered
-                    while not channel.grant(number, offered):
-                        offered += 1
-                        yield offered
-                    granted = offered
-                    start = channel.data(granted, max(issue + 2, granted + 2, popped + 1), length)
+                    room = yield from self._room(length)
+                    issue = max(issue, granted, pops[0] + 1, room)
+                    granted = issue + 1
+                    channel.want(number, granted)
+                    yield granted
+                    while not channel.grant(number, granted):
+                        granted += 1
+                        yield granted
+                    start = channel.data(granted, max(granted + 2, popped + 1), length)
                     popped = start + length - 1
                     pops.append(popped)
-                    taken += length
-                    if first < 0:
-                        first = start
-                    span = range(start + QUEUED, start + QUEUED + length)
-                    if drains:
-                        leaves.extend(span)
-                    self._on_beats(span)
+                    self._taken += length
+                    begun = begun if begun >= 0 else start
+                    there = range(start + QUEUED, start + QUEUED + length)
+                    (self._drained if drains else self.beats).extend(there)
                     issue += 1
+            self.spans.append((begun, popped))
             # The end takes a place in both queues, and a cycle
-            issue = max(issue, pops[0] + 1)
-            need = taken + 1 - queue_beats
-            if need > 0:
-                if drains:
-                    issue = max(issue, leaves[need - 1 - max(taken - queue_beats, 0)] + 1)
-                else:
-                    while len(left) < need:
-                        yield self.left
-                    issue = max(issue, left[need - 1] + 1)
-            free = issue
-            last = popped
-            popped = max(issue + 2, popped + 1)
+            room = yield from self._room(1)
+            free = issue = max(issue, pops[0] + 1, room)
+            popped = max(issue + QUEUED, popped + 1)
             pops.append(popped)
-            taken += 1
+            self._taken += 1
             if drains:
-                leaves.append(popped + QUEUED)
-            self.spans.append((first, last))
+                self._drained.append(popped + QUEUED)
             self.ends.append(popped + QUEUED)
