@@ -27,6 +27,11 @@ CONFIGS = {
         rows=8, cols=16, segments=8, int16=True, acc_depth=64,
         bus_bits=128, act_bytes=1 << 14, wgt_bytes=1 << 14, outstanding=4,
     ),
+    # The widest bus: two descriptors in a beat, several rows of a buffer in an entry.
+    "4x8s2-1024": AcceleratorConfig(
+        rows=4, cols=8, segments=2, int16=True, acc_depth=64,
+        bus_bits=1024, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=8,
+    ),
 }  # fmt: skip
 
 

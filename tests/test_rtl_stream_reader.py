@@ -19,7 +19,7 @@ SEED = 20260812
 ADDRESS_BITS = 20
 
 #: cols, acc_bits, data_bits: rows of every width in one word, in several, and mixed
-SHAPES = [(4, 48, 64), (4, 32, 512), (16, 48, 128), (8, 48, 256)]
+SHAPES = [(4, 48, 64), (4, 32, 512), (4, 48, 1024), (16, 48, 128), (8, 48, 256)]
 
 
 @dataclass
@@ -331,7 +331,7 @@ def test_faults():
     [
         ({"cols": 6}, "cols must be a power of two from 4 to 256, not 6"),
         ({"acc_bits": 65}, "acc_bits must be 1 to 64, not 65"),
-        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512\), not 96"),
+        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024\), not 96"),
         ({"depth": 1}, "depth must be at least 2, not 1"),
     ],
 )

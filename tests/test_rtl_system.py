@@ -8,6 +8,7 @@ import pytest
 from random_programs import BASE, HALF, SIZE
 from simulated import CONFIGS
 from system_rtl import Case, boundary_case, compare, rtl_run, system_simulator
+from systolora.config import AcceleratorConfig
 from systolora.contract import Action, Fault, Mode, Opcode, Source
 from systolora_sim.bench.sample import ProgramBuilder
 from systolora_sim.bench.script import MemoryModel
@@ -73,6 +74,48 @@ def test_several_runs(runs):
     expected = compare(case, result)
     assert expected.runs == max(runs, 1) and result.runs_left == 0
     plausible(result)
+
+
+def join_case(config: AcceleratorConfig, joins: int, between: int) -> Case:
+    """POSTs that add sums from memory to a bank, `between` other row operations before each."""
+    rows = bank = config.bank_depth
+    shape = {"rows": rows, "cols": config.cols}
+    sums = {"in_width": 2, "in_stride": max(4 * config.cols, config.bus_bytes)}
+    builder = ProgramBuilder()
+    builder.post(
+        Opcode.ROWS, source=Source.STREAM, write=1, dst_base=bank, **shape, **sums,
+        in_address=BASE + 0x4000,
+    )  # fmt: skip
+    for number in range(joins):
+        for _ in range(between):
+            builder.post(Opcode.ROWS, **shape, src_base=bank, write=1, dst_base=bank)
+        builder.post(
+            Opcode.ROWS, **shape, src_base=bank, write=1, dst_base=bank, add=1, add_stream=1,
+            **sums, in_address=BASE + 0x5000 + 0x400 * number,
+        )  # fmt: skip
+    builder.post(
+        Opcode.ROWS, **shape, src_base=bank, emit=1,
+        out_width=2, out_address=BASE + HALF, out_stride=sums["in_stride"],
+    )  # fmt: skip
+    builder.control(Action.END)
+    image = np.random.default_rng(SEED).integers(0, 256, SIZE, dtype=np.uint8)
+    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
+    return blank.with_program(builder.parts)
+
+
+def test_sums_of_the_next_post_are_read_ahead():
+    """Memory's latency counts once: reads go on while the POST before them works."""
+    config, joins = CONFIGS["tiny"], 6
+    cycles = []
+    for latency in (1, 60):
+        case = join_case(config, joins, between=7)
+        model = MemoryModel(read_latency=latency, write_latency=1)
+        result = rtl_run(system_simulator("tiny"), case, model)
+        compare(case, result)
+        cycles.append(result.counters["CYCLES"])
+    # Rows are bursts of their own, `outstanding` at a time
+    alone = config.bank_depth // config.outstanding * 60
+    assert cycles[1] - cycles[0] < 1.5 * alone
 
 
 def test_what_stays_from_run_to_run():

@@ -16,7 +16,7 @@ MAX_ACC_DEPTH = 1 << 16
 #: Banks of the accumulator buffer: the uppermost rows' address bits.
 ACC_BANKS = 4
 SEGMENTS = (1, 2, 4, 8)
-BUS_BITS = (64, 128, 256, 512)
+BUS_BITS = (64, 128, 256, 512, 1024)
 MAX_BUFFER_BYTES = 1 << 26
 
 
@@ -46,7 +46,7 @@ class AcceleratorConfig:
         of the depth: a power of two, at least 4 * rows (a bank holds an output-stationary tile),
         at most 65536.
     bus_bits : int
-        Data width of the AXI4 master: 64, 128, 256 or 512.
+        Data width of the AXI4 master: 64, 128, 256, 512 or 1024, the most that AXI4 has.
     address_bits : int
         Width of an address, 40 to 64.
     act_bytes, wgt_bytes : int
@@ -101,7 +101,9 @@ class AcceleratorConfig:
             )
 
         if self.bus_bits not in BUS_BITS:
-            raise ConfigError(f"bus_bits = {self.bus_bits}: must be one of 64, 128, 256, 512")
+            raise ConfigError(
+                f"bus_bits = {self.bus_bits}: must be one of {', '.join(map(str, BUS_BITS))}"
+            )
         if not 40 <= self.address_bits <= 64:
             raise ConfigError(f"address_bits = {self.address_bits}: must be from 40 to 64")
         if not 2 <= self.outstanding <= 256:
@@ -161,6 +163,12 @@ class AcceleratorConfig:
     def bus_bytes(self) -> int:
         """Bytes of one beat of the AXI4 master, B."""
         return self.bus_bits // 8
+
+    @property
+    def stream_beats(self) -> int:
+        """Beats that the reader of the POSTs' rows holds ahead: sums of a bank, at most 1024."""
+        row = -(-self.cols * 4 // self.bus_bytes)
+        return min(self.bank_depth * row, 1024)
 
     @property
     def _planes(self) -> int:

@@ -452,7 +452,7 @@ REGISTERS: dict[str, Register] = {
         Register(
             "BUS", 0x010, "ro",
             (
-                RegisterField("bus_bits", 10, "data width of the memory bus, bits"),
+                RegisterField("bus_bits", 11, "data width of the memory bus, bits"),
                 RegisterField("address_bits", 7, "width of an address, bits"),
                 RegisterField("outstanding", 9, "bursts that an engine may have under way"),
             ),

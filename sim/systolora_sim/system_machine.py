@@ -201,13 +201,15 @@ class SystemMachine:
         self.core.sticky.clear()
         if not 1 <= length <= PROGRAM_MAX:
             return Fault.END, 0
-        if address % DESCRIPTOR_BYTES:
+        align = max(DESCRIPTOR_BYTES, self.config.bus_bytes)
+        if address % align:
             return Fault.ALIGN, 0
         size = length * DESCRIPTOR_BYTES
-        if not self.read_window.holds(address, address + size):
+        whole = -(-size // align) * align  # words of the bus
+        if not self.read_window.holds(address, address + whole):
             return Fault.WINDOW, 0
         program = self.memory.read(address, size)
-        self._counters.bytes_read += size
+        self._counters.bytes_read += whole
         checker = Checker(self.config, self.read_window, self.write_window)
         if self._proof is not None:
             self._proof.begin(address, size)

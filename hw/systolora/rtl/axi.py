@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 #: Widths of a bus that the engines are made for, in bits.
-DATA_BITS = (64, 128, 256, 512)
+DATA_BITS = (64, 128, 256, 512, 1024)
 
 #: Width of an address where nothing else is said.
 ADDRESS_BITS = 40

@@ -33,7 +33,7 @@ FaultLayout = data.StructLayout(
     {"code": width(REGISTERS["ERROR"].fields, "code"), "index": INDEX_BITS}
 )
 
-#: What the counters add in a cycle. Bytes: 0 to 64; macs: 0 to R * C.
+#: What the counters add in a cycle. Bytes: 0 to 128; macs: 0 to R * C.
 EventsLayout = data.StructLayout(
     {
         "array_busy": 1,

@@ -157,7 +157,11 @@ class Dispatcher(wiring.Component):
             m.d.sync += [self.ended.eq(1), self.fault.code.eq(code), self.fault.index.eq(index)]
             m.next = "ENDED"
 
-        whole = WORD_BITS // self._data_bits
+        # A descriptor is a beat or several; of the widest bus, half a beat
+        whole = max(WORD_BITS // self._data_bits, 1)
+        halves = self._data_bits > WORD_BITS
+        half = Signal(WORD_BITS, reset_less=True)
+        held = Signal()  # `half` is the next descriptor
         with m.FSM():
             with m.State("TAKE"):
                 with m.If(self.received == self.length):
@@ -168,13 +172,19 @@ class Dispatcher(wiring.Component):
                     ]
                     m.next = "ENDED"
                 with m.Else():
-                    m.d.comb += self.beats.ready.eq(1)
+                    m.d.comb += self.beats.ready.eq(~held)
                     m.d.sync += index.eq(self.received)
-                    with m.If(self.beats.valid):
-                        m.d.sync += [
-                            word.eq(Cat(word, self.beats.payload.data)[self._data_bits :]),
-                            part.eq(part + 1),
-                        ]
+                    with m.If(self.beats.valid | held):
+                        data = self.beats.payload.data
+                        if halves:
+                            m.d.sync += [
+                                word.eq(Mux(held, half, data)),
+                                half.eq(data[WORD_BITS:]),
+                                held.eq(~held),
+                            ]
+                        else:
+                            m.d.sync += word.eq(Cat(word, data)[self._data_bits :])
+                        m.d.sync += part.eq(part + 1)
                         with m.If(part == whole - 1):
                             m.d.sync += [part.eq(0), self.received.eq(self.received + 1)]
                             m.next = "CHECK"

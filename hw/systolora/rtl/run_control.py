@@ -14,7 +14,7 @@ from systolora.rtl.regions import ROWS_BITS, MemoryCode, RegionLayout
 
 __all__ = ["RunControl"]
 
-#: Program addresses are multiples of it.
+#: Program addresses are multiples of it, and of a word of the bus.
 ALIGN_BITS = contract.DESCRIPTOR_BYTES.bit_length() - 1
 #: Descriptors of a page of 4 KiB, as bits.
 PAGE_BITS = 6
@@ -29,7 +29,7 @@ class RunControl(wiring.Component):
 
     Parameters
     ----------
-    address_bits : width of an address
+    data_bits, address_bits : widths of the bus
 
     Members
     -------
@@ -46,9 +46,10 @@ class RunControl(wiring.Component):
     #: Cycles of quiet after which nothing is on its way any more.
     QUIET = 8
 
-    def __init__(self, address_bits: int) -> None:
-        self.design_key: Hashable = (address_bits,)
+    def __init__(self, *, data_bits: int, address_bits: int) -> None:
+        self.design_key: Hashable = (data_bits, address_bits)
         self._address_bits = address_bits
+        self._word_bits = (data_bits // 8).bit_length() - 1
         super().__init__(
             {
                 "start": In(1),
@@ -100,7 +101,10 @@ class RunControl(wiring.Component):
         # All of it is checked before any of it is fetched
         end = Signal(self._address_bits + 2, reset_less=True)
         outside = Signal()
-        m.d.sync += end.eq(address + (length << ALIGN_BITS))
+        # Whole words of the bus are read, and the first one begins with a descriptor
+        align_bits = max(ALIGN_BITS, self._word_bits)
+        more = (1 << align_bits) - 1
+        m.d.sync += end.eq(((address + (length << ALIGN_BITS) + more) >> align_bits) << align_bits)
         m.d.comb += outside.eq(
             (address < self.settings.read_base) | (end > self.settings.read_limit)
         )
@@ -133,7 +137,7 @@ class RunControl(wiring.Component):
                 m.next = "RUN"
                 with m.If(length == 0):
                     pass  # the engine says that END is missing
-                with m.Elif(address[:ALIGN_BITS].any()):
+                with m.Elif(address[:align_bits].any()):
                     m.d.sync += [fault.code.eq(Fault.ALIGN), fault.index.eq(0)]
                     m.next = "ABORT"
                 with m.Elif(outside):

@@ -63,7 +63,7 @@ class Top(wiring.Component):
         config = self.config
         bits = {"data_bits": config.bus_bits, "address_bits": config.address_bits}
         csr = Csr(config)
-        control = RunControl(config.address_bits)
+        control = RunControl(**bits)
         engine = Engine(config)
         fetch_bursts = min(4, config.outstanding)
         fetch = MemoryReader(
@@ -77,9 +77,9 @@ class Top(wiring.Component):
                 **bits,
                 outstanding=config.outstanding,
                 burst_beats=self.BURST_BEATS,
-                queue_beats=max(2 * config.outstanding, 2 * self.BURST_BEATS),
+                queue_beats=max(2 * config.outstanding, 2 * self.BURST_BEATS, ahead),
             )
-            for _ in range(2)
+            for ahead in (0, config.stream_beats)
         ]
         writer = MemoryWriter(
             **bits,

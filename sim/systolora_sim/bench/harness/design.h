@@ -12,7 +12,7 @@
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a little-endian machine is assumed");
 
 constexpr unsigned BUS_BYTES = sizeof(Vtop::m_axi_wdata);
-static_assert(BUS_BYTES >= 8 && BUS_BYTES <= MAX_BUS_BYTES, "m_axi_wdata: 64 to 512 bits");
+static_assert(BUS_BYTES >= 8 && BUS_BYTES <= MAX_BUS_BYTES, "m_axi_wdata: 64 to 1024 bits");
 static_assert(sizeof(Vtop::m_axi_rdata) == BUS_BYTES, "m_axi: read and write data of one width");
 
 inline void drive(Vtop& top, const MemoryPins& memory, const LiteMasterPins& lite) {
@@ -49,7 +49,7 @@ inline void sample(const Vtop& top, MasterPins& master, LiteSlavePins& lite) {
     master.wvalid = top.m_axi_wvalid;
     if (master.wvalid) {
         master.wlast = top.m_axi_wlast;
-        master.wstrb = top.m_axi_wstrb;
+        std::memcpy(&master.wstrb, &top.m_axi_wstrb, sizeof(Vtop::m_axi_wstrb));
         std::memcpy(master.wdata, &top.m_axi_wdata, BUS_BYTES);
     }
     master.rready = top.m_axi_rready;

@@ -9,7 +9,22 @@ constexpr size_t EARLY_BEATS = 512;
 constexpr unsigned INCR = 1;
 
 // ~0 in the low `bytes` bits.
-uint64_t all_strobes(unsigned bytes) { return bytes == 64 ? ~0ULL : (1ULL << bytes) - 1; }
+Strobe all_strobes(unsigned bytes) { return ~Strobe{0} >> (MAX_BUS_BYTES - bytes); }
+
+unsigned lowest(Strobe bits) {
+    const auto low = static_cast<uint64_t>(bits);
+    return low ? __builtin_ctzll(low) : 64 + __builtin_ctzll(static_cast<uint64_t>(bits >> 64));
+}
+
+unsigned highest(Strobe bits) {
+    const auto high = static_cast<uint64_t>(bits >> 64);
+    return high ? 127 - __builtin_clzll(high) : 63 - __builtin_clzll(static_cast<uint64_t>(bits));
+}
+
+unsigned count(Strobe bits) {
+    return __builtin_popcountll(static_cast<uint64_t>(bits))
+           + __builtin_popcountll(static_cast<uint64_t>(bits >> 64));
+}
 
 }  // namespace
 
@@ -159,15 +174,15 @@ void Memory::take_beat(uint64_t cycle, const Beat& beat) {
     if (beat.strobe & ~all_strobes(bus_bytes_)) violation(cycle, "m_axi: wstrb beyond the bus");
     if (beat.strobe) {
         // From the first byte written to the last.
-        const unsigned low = __builtin_ctzll(beat.strobe);
-        const unsigned high = 63 - __builtin_clzll(beat.strobe);
+        const unsigned low = lowest(beat.strobe);
+        const unsigned high = highest(beat.strobe);
         if (!permitted(settings_.write_windows, address + low, high - low + 1))
             violation(cycle, text("m_axi: write of 0x%llx .. 0x%llx: outside the write windows",
                                   wide(address + low), wide(address + high)));
         const Response response = respond(true, address);
         if (response != OKAY && burst.response == OKAY) burst.response = response;
         if (response == OKAY) {
-            counts_.written_bytes += __builtin_popcountll(beat.strobe);
+            counts_.written_bytes += count(beat.strobe);
             if (settings_.write_late)
                 late_.emplace_back(address, beat);
             else
@@ -190,7 +205,8 @@ void Memory::apply(uint64_t cycle, uint64_t address, const Beat& beat) {
         for (unsigned byte = 0; byte < bus_bytes_; ++byte)
             if (beat.strobe >> byte & 1) target[byte] = beat.data[byte];
     }
-    last_writes_[offset / WORD] = cycle;
+    for (unsigned at = 0; at < bus_bytes_; at += WORD)
+        if (static_cast<uint64_t>(beat.strobe >> at)) last_writes_[(offset + at) / WORD] = cycle;
 }
 
 // The pins of AR and R in cycle + 1.

@@ -89,7 +89,7 @@ private:
         Response response;
     };
     struct Beat {
-        uint64_t strobe;
+        Strobe strobe;
         bool last;
         uint8_t data[MAX_BUS_BYTES];
     };

@@ -5,7 +5,11 @@
 
 #include <cstdint>
 
-constexpr unsigned MAX_BUS_BYTES = 64;
+constexpr unsigned MAX_BUS_BYTES = 128;
+
+// A bit per byte of the widest bus.
+using Strobe = unsigned __int128;
+static_assert(8 * sizeof(Strobe) == MAX_BUS_BYTES, "a strobe for each byte");
 
 // Responses, as AXI encodes them.
 enum Response : unsigned { OKAY = 0, EXOKAY = 1, SLVERR = 2, DECERR = 3 };
@@ -26,7 +30,7 @@ struct AddressChannel {
 struct MasterPins {
     AddressChannel ar, aw;
     bool wvalid = false, wlast = false;
-    uint64_t wstrb = 0;
+    Strobe wstrb = 0;
     uint8_t wdata[MAX_BUS_BYTES] = {};
     bool rready = false, bready = false;
 };
