@@ -1,4 +1,4 @@
-"""The command line: `systolora generate`, `info`, `run`, `compile`, `disasm`, `adapter`.
+"""The command line: `systolora generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
+from .perf_command import add_perf
 
 __all__ = ["main"]
 
@@ -361,6 +362,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(function=_run)
     _add_compile(commands)
     _add_adapter(commands)
+    add_perf(commands, _add_configuration, _configuration)
     return parser
 
 

@@ -1,0 +1,163 @@
+"""The command `systolora perf`: its options, and the call."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .config import AcceleratorConfig, ConfigError
+
+__all__ = ["add_perf"]
+
+_DESCRIPTION = """\
+Measures one training step of a workload's adapted layers (forward, backward, update): cycles, share
+of the multipliers' limit, waits and bytes, product by product, from a model of the hardware's
+timing or from the simulated Verilog. docs/perf.md says how to read the report; docs/workloads.md,
+what a workload is.
+
+The configuration starts from --preset, from --config, or from the preset `paper`; the options for
+single fields replace what is there."""
+
+_EXAMPLE = """\
+examples:
+  systolora perf --workload sd15-kv --rank 4 --batch 4
+      K and V of Stable Diffusion 1.5 on 64 x 64 multipliers
+  systolora perf --workload my.toml --preset default --memory 128bit@200 --html perf.html
+  systolora perf --workload adapter.safetensors --sample-rows 512 --trace perf.json
+      the layers of a file of adapters; the trace is for ui.perfetto.dev"""
+
+_MEMORY = re.compile(r"(\d+)bit@(\d+)")
+
+
+def _memory(text: str) -> tuple[int, int]:
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be BITSbit@CYCLES, as 512bit@40")
+    return int(match[1]), int(match[2])
+
+
+def _chart(text: str) -> tuple[str, Path]:
+    kind, equals, file = text.partition("=")
+    if not equals or not file:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be KIND=FILE, as roofline=roof.svg")
+    return kind, Path(file)
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
+
+
+def add_perf(
+    commands: "argparse._SubParsersAction[Any]",
+    add_configuration: Callable[[argparse.ArgumentParser], None],
+    configuration: Callable[[argparse.Namespace], AcceleratorConfig],
+) -> None:
+    """Adds the command.
+
+    add_configuration adds the options of a configuration, configuration reads them.
+    """
+    perf = commands.add_parser(
+        "perf",
+        help="measure a training step of known models' layers",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+    )
+    perf.add_argument(
+        "--workload",
+        metavar="NAME|FILE",
+        required=True,
+        help="a workload's name, a .toml file, or a .safetensors file of adapters",
+    )
+    numbers = (
+        ("rank", "R", "of the adapters, default 4; a file of adapters has its own"),
+        ("batch", "B", "samples, default 1"),
+        ("limit-layers", "N", "only the first N layers; the report says so"),
+        ("sample-rows", "N", "of a file of adapters: rows of a layer's input for each sample"),
+        ("text-rows", "N", "of a file of adapters: rows of what reads text, default as the others"),
+    )
+    for option, metavar, words in numbers:
+        perf.add_argument(f"--{option}", metavar=metavar, type=_integer, help=words)
+    perf.add_argument(
+        "--bits", type=_integer, choices=(8, 16), default=8, help="of operands, default 8"
+    )
+    perf.add_argument(
+        "--optimizer",
+        metavar="NAME",
+        choices=("sgd", "momentum", "lion"),
+        default="sgd",
+        help="sgd (default), momentum or lion",
+    )
+    perf.add_argument(
+        "--memory",
+        metavar="BITSbit@CYCLES",
+        type=_memory,
+        help="width of the bus and latency of memory; default 40 cycles, and the width of the "
+        "configuration (paper: 512bit@40)",
+    )
+    perf.add_argument(
+        "--backend",
+        choices=("model",),
+        default="model",
+        help="model (default): a model of the cycles",
+    )
+    perf.add_argument(
+        "--just-in-time",
+        action="store_true",
+        help="quantize Y and dX with their maxima of this step, not of the step before",
+    )
+    for option, words in (
+        ("json", "the report"),
+        ("html", "the report as one page, with charts and a timeline"),
+        ("trace", "the timeline, for ui.perfetto.dev or chrome://tracing"),
+    ):
+        perf.add_argument(f"--{option}", metavar="FILE", type=Path, help=f"also write {words}")
+    perf.add_argument(
+        "--chart",
+        metavar="KIND=FILE",
+        type=_chart,
+        action="append",
+        default=[],
+        help="also write a chart, .svg or .png: utilization, cycles or roofline; may be repeated",
+    )
+    perf.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+    add_configuration(perf)
+
+    def run(args: argparse.Namespace) -> None:
+        if args.preset is None and args.config is None:
+            args.preset = "paper"
+        latency = 40
+        if args.memory is not None:
+            bits, latency = args.memory
+            if args.bus_bits not in (None, bits):
+                raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
+            args.bus_bits = bits
+        sys.stdout.write(_perf(args, configuration(args), latency))
+
+    perf.set_defaults(function=run)
+
+
+def _perf(args: argparse.Namespace, config: AcceleratorConfig, latency: int) -> str:
+    from systolora_sim.perf import Outputs, PerfOptions, perf
+
+    options = PerfOptions(
+        workload=args.workload,
+        config=config,
+        rank=args.rank,
+        batch=1 if args.batch is None else args.batch,
+        bits=args.bits,
+        optimizer=args.optimizer,
+        latency=latency,
+        backend=args.backend,
+        just_in_time=args.just_in_time,
+        limit_layers=args.limit_layers,
+        sample_rows=args.sample_rows,
+        text_rows=args.text_rows,
+        progress=not args.quiet,
+    )
+    outputs = Outputs(json=args.json, html=args.html, trace=args.trace, charts=tuple(args.chart))
+    return perf(options, outputs)
