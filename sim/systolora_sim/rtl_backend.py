@@ -1,7 +1,7 @@
 """Runs compiled programs on the simulated Verilog of the whole accelerator."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from systolora_sim.training import TrainingResult
 
 if TYPE_CHECKING:
     from systolora_sim.bench.build import Simulator
+    from systolora_sim.bench.script import Command
     from systolora_sim.bench.system import SystemResult
 
 __all__ = ["IMAGE_BASE", "RtlOptions", "check_results", "ideal_cycles", "mismatches"]
@@ -106,6 +107,7 @@ def run_on_rtl(
     options: RtlOptions,
     build_dir: Path,
     progress: bool = True,
+    watch: "Sequence[Command]" = (),
 ) -> "SystemResult":
     """Runs a program some times over, on its own image, in one simulation.
 
@@ -116,6 +118,7 @@ def run_on_rtl(
     options : how the simulation runs
     build_dir : where Verilog and simulators are kept, and found again
     progress : whether stderr shows a progress bar
+    watch : commands that read registers meanwhile (`bench.system.SystemJob`)
 
     Raises
     ------
@@ -149,6 +152,7 @@ def run_on_rtl(
             # Nothing moves on the bus while the array works on what it has.
             watchdog=100 * latency + 1_000_000,
             trace=trace,
+            watch=watch,
         )
         with runner.bar(runs * ideal_cycles(program), progress, " cycles") as update:
             result = run_system(built, program.config, job, update)

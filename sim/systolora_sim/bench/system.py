@@ -56,6 +56,7 @@ class SystemJob:
     watchdog : cycles without a transfer on the memory bus after which the run fails, 0 never
     trace : a waveform to write
     driver : the C driver does everything instead of this module
+    watch : commands between the start and the wait for the interrupt; without the driver
     """
 
     image: NDArray[np.uint8] = field(repr=False)
@@ -72,6 +73,7 @@ class SystemJob:
     watchdog: int = 200_000
     trace: Trace | None = None
     driver: bool = False
+    watch: Sequence[Command] = ()
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,12 @@ class SystemResult:
     sticky : names of the bits set, of contract.STICKY
     word_base, step, runs_left : the registers afterwards
     counters : by the names of contract.COUNTERS
-    cycles : from the write that starts the run to the interrupt
+    cycles : from the write that starts the run to the interrupt, or to the end of `watch` if that
+        comes later
     image : the memory afterwards
     last_writes : uint64 per 64 bytes: cycle of the last write on the bus since the reset, 0 if none
     bus : totals of the memory's side: bursts, beats, bytes written
+    watched : events of the job's `watch`, their cycles counted from the write that starts the run
     """
 
     fault: Fault
@@ -101,6 +105,7 @@ class SystemResult:
     image: NDArray[np.uint8] = field(repr=False)
     last_writes: NDArray[np.uint64] = field(repr=False)
     bus: dict[str, int]
+    watched: list[dict[str, int]] = field(default_factory=list, repr=False)
 
 
 def start_commands(job: SystemJob) -> list[Command]:
@@ -161,7 +166,7 @@ def run_system(
         fields = (job.program_address, job.length, *windows[0], *windows[1])
         run = [drive(job.most_cycles, (*fields, job.runs, job.word_base, job.step))]
     else:
-        run = [*start_commands(job), wait_irq(job.most_cycles)]
+        run = [*start_commands(job), *job.watch, wait_irq(job.most_cycles)]
     after = [*(read(name) for name in _AFTER), write("IRQ_STATUS", _BOTH), wait(_IRQ_FALLS)]
     script = run_script(
         simulator,
@@ -187,10 +192,16 @@ def run_system(
         for name, event in zip(_AFTER, events[len(identity) + len(run) :], strict=False)
     }
     if job.driver:
-        cycles = end["irq_rise"] + 1 - end["started"]
+        cycles, watched = end["irq_rise"] + 1 - end["started"], []
     else:
-        cycles = end["cycle"] - events[-len(after) - 2]["accepted"]
-    result = _result(script, values, cycles)
+        watch = len(identity) + len(run) - 1 - len(job.watch)
+        started = events[watch - 1]["accepted"]
+        cycles = end["cycle"] - started
+        watched = [
+            event | {"cycle": event["cycle"] - started}
+            for event in events[watch : watch + len(job.watch)]
+        ]
+    result = _result(script, values, cycles, watched)
     if job.driver:
         _check_driver(result, end)
     _check_end(result, end, events[-1], values)
@@ -211,7 +222,9 @@ def _check_driver(result: SystemResult, end: dict[str, int]) -> None:
         raise BenchError(f"the driver reports another end than the registers, {known}: {end}")
 
 
-def _result(script: ScriptResult, values: dict[str, int], cycles: int) -> SystemResult:
+def _result(
+    script: ScriptResult, values: dict[str, int], cycles: int, watched: list[dict[str, int]]
+) -> SystemResult:
     return SystemResult(
         fault=Fault(values["ERROR"]),
         index=values["ERROR_INDEX"],
@@ -226,6 +239,7 @@ def _result(script: ScriptResult, values: dict[str, int], cycles: int) -> System
         image=script.image,
         last_writes=script.last_writes,
         bus=script.bus,
+        watched=watched,
     )
 
 
