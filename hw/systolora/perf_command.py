@@ -101,9 +101,10 @@ def add_perf(
     )
     perf.add_argument(
         "--backend",
-        choices=("model",),
+        choices=("model", "rtl"),
         default="model",
-        help="model (default): a model of the cycles",
+        help="model (default): a model of the cycles; rtl: the simulated Verilog, with random data "
+        "and every result compared with the golden model",
     )
     perf.add_argument(
         "--just-in-time",
@@ -123,6 +124,13 @@ def add_perf(
         action="append",
         default=[],
         help="also write a chart, .svg or .png: utilization, cycles or roofline; may be repeated",
+    )
+    perf.add_argument(
+        "--build-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("build"),
+        help="rtl: where Verilog and built simulators are kept and found again",
     )
     perf.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     add_configuration(perf)
@@ -157,6 +165,7 @@ def _perf(args: argparse.Namespace, config: AcceleratorConfig, latency: int) -> 
         limit_layers=args.limit_layers,
         sample_rows=args.sample_rows,
         text_rows=args.text_rows,
+        build_dir=args.build_dir,
         progress=not args.quiet,
     )
     outputs = Outputs(json=args.json, html=args.html, trace=args.trace, charts=tuple(args.chart))

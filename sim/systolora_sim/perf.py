@@ -12,12 +12,15 @@ from systolora_sim.limits import CompileError
 from systolora_sim.lowering import compile_training
 from systolora_sim.perf_attribution import model_times
 from systolora_sim.perf_report import ReportError, html, perfetto, save_chart, save_text, text
+from systolora_sim.perf_rtl import run_watched
 from systolora_sim.perf_runs import Described, describe
 from systolora_sim.perf_timeline import events
+from systolora_sim.rtl_backend import IMAGE_BASE, check_results
 from systolora_sim.runner import BUILD_DIR, RunError, check_output
 from systolora_sim.scalesim import peers
 from systolora_sim.step_program import StepProgram
 from systolora_sim.train_runner import bar
+from systolora_sim.training import TrainingState, run_steps
 from systolora_sim.workload import Workload, WorkloadError, from_adapter, load_workload, state
 
 __all__ = ["BACKENDS", "Outputs", "PerfOptions", "measure", "perf"]
@@ -127,15 +130,16 @@ def _rank(options: PerfOptions, workload: Workload) -> int:
 # Measurement ----------------------------------------------------------------------------------
 
 
-class _Step:
-    """One workload as compiled programs."""
+class _Meter:
+    """Measures programs of one workload."""
 
     def __init__(self, options: PerfOptions, workload: Workload, rank: int) -> None:
         self.options, self.workload, self.rank = options, workload, rank
+        self.on_rtl = options.backend == "rtl"
 
-    def compile(self, just_in_time: bool, blank: bool = True) -> StepProgram:
+    def state(self, just_in_time: bool, blank: bool) -> TrainingState:
         options = self.options
-        training = state(
+        return state(
             self.workload,
             rank=self.rank,
             batch=options.batch,
@@ -144,66 +148,80 @@ class _Step:
             optimizer=options.optimizer,
             blank=blank,
         )
-        return compile_training(training, options.config)
 
     def time(self, program: StepProgram, name: str) -> Timing:
-        """The cycle model's times, behind a progress bar."""
+        """The cycle model's times."""
         options = self.options
         with bar(program.length, options.progress, name) as update:
             return time_program(
                 program.config, program.program, memory_latency=options.latency, progress=update
             )
 
-    def describe(self, about: Described, program: StepProgram, timing: Timing) -> dict[str, Any]:
-        return describe(
-            about,
-            program,
-            model_times(program, timing),
-            timing.counters,
-            self.workload,
-            self.rank,
-            self.options.batch,
-            self.options.config,
-        )
+    def run(
+        self, name: str, title: str, program: StepProgram, training: TrainingState
+    ) -> tuple[dict[str, Any], Timing]:
+        """A run of the report, from the backend that is asked for, and the model's times.
+
+        training : what the program was compiled from
+        """
+        options = self.options
+        timing = self.time(program, name)
+        times, counters = model_times(program, timing), timing.counters
+        notes = []
+        if self.on_rtl:
+            result, times = run_watched(
+                program, times, options.latency, options.build_dir, options.progress
+            )
+            check_results(program, result, 1, run_steps(training, 1))
+            counters, modelled = result.counters, timing.counters["CYCLES"]
+            notes.append(
+                f"every result equals the golden model's, bit for bit; the cycle model says "
+                f"{modelled:,} cycles, {modelled / times.cycles - 1:+.2%}"
+            )
+        about = Described(name, title, options.backend, program.schedule, notes=notes)
+        run = describe(
+            about, program, times, counters,
+            self.workload, self.rank, options.batch, options.config,
+        )  # fmt: skip
+        return run, timing
 
 
 def _scaling_note(just_in_time: bool, cycles: int, other: int) -> str:
-    if just_in_time:
-        return (
-            "Y and dX are quantized with their maxima of this step; their sums wait for them. With "
-            f"those of the step before (delayed scaling) the step takes {other:,} cycles, "
-            f"{other / cycles:.3f} times as many."
-        )
+    """What the two ways to scale Y and dX cost, in the cycle model."""
+    ways = [
+        "with the maxima of the step before (delayed scaling)",
+        "with those of the same step (just in time), for which their sums wait",
+    ]
+    used, left = ways[::-1] if just_in_time else ways
     return (
-        "Y and dX are quantized with their maxima of the step before (delayed scaling). With those "
-        f"of this step (--just-in-time) it takes {other:,} cycles, {other / cycles:.3f} times as "
-        "many."
+        f"Y and dX are quantized {used}. {left.capitalize()} a step takes {other:,} cycles, "
+        f"{other / cycles:.3f} times as many (cycle model)."
     )
 
 
 def _measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    whole = _load(options)
+    if options.backend not in BACKENDS:
+        raise RunError(f"backend = {options.backend!r}: must be one of {', '.join(BACKENDS)}")
+    whole, config = _load(options), options.config
     workload = _first_layers(whole, options.limit_layers)
     rank = _rank(options, workload)
-    step = _Step(options, workload, rank)
-    program = step.compile(options.just_in_time)
-    timing = step.time(program, "systolora")
-    run = step.describe(
-        Described("systolora", "systolora", "model", program.schedule), program, timing
-    )
-    other = step.compile(not options.just_in_time)
-    others = step.time(other, "the other scaling").counters["CYCLES"]
-    notes = [_scaling_note(options.just_in_time, run["cycles"], others)]
+    meter = _Meter(options, workload, rank)
+    training = meter.state(options.just_in_time, blank=not meter.on_rtl)
+    program = compile_training(training, config, base=IMAGE_BASE)
+    run, timing = meter.run("systolora", "systolora", program, training)
+    other = compile_training(meter.state(not options.just_in_time, blank=True), config)
+    others = meter.time(other, "other scaling").counters["CYCLES"]
+    notes = [_scaling_note(options.just_in_time, timing.counters["CYCLES"], others)]
     if workload is not whole:
         notes.append(
             f"Only the first {len(workload.layers)} of {len(whole.layers)} layers of {whole.name}."
         )
-    notes.append(
-        "Tensors hold zeros: the cycles of a step depend on its shapes alone, and nothing is "
-        "computed."
-    )
-    config = options.config
+    if not meter.on_rtl:
+        notes.append("Cycles depend on shapes alone: the cycle model computes no data.")
+    tools = ("systolora", "numpy") + (("verilator",) if meter.on_rtl else ())
     shapes = [(layer.rows, layer.d, layer.k, layer.dx) for layer in workload.layers]
+    # SCALE-Sim's elements have no width.
+    compared = options.bits == 8
     report = {
         "format": FORMAT,
         "scope": SCOPE,
@@ -215,11 +233,9 @@ def _measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]
         "config": config.to_dict(),
         "digest": config.digest,
         "memory": {"bus_bits": config.bus_bits, "latency": options.latency},
-        "versions": {name: metadata.version(name) for name in ("systolora", "numpy")},
+        "versions": {name: metadata.version(name) for name in tools},
         "runs": [run],
-        "peers": peers(shapes, rank, options.batch, config.rows, config.cols)
-        if options.bits == 8
-        else [],
+        "peers": peers(shapes, rank, options.batch, config.rows, config.cols) if compared else [],
         "speedups": {},
         "step_share": workload.step_share(rank, options.batch),
         "notes": notes,

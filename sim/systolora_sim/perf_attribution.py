@@ -19,7 +19,8 @@ from systolora_sim.step_program import StepProgram
 from systolora_sim.timing.columns import Rows, columns
 from systolora_sim.timing.dispatching import post_memory
 
-__all__ = ["ArrayTimes", "Attribution", "ExecPart", "attribute", "model_times", "split_label"]
+__all__ = ["ArrayTimes", "Attribution", "ExecPart"]
+__all__ += ["attribute", "exec_macs", "model_times", "split_label"]
 
 Cycles = NDArray[np.int64]
 
@@ -111,6 +112,20 @@ def model_times(program: StepProgram, timing: Timing) -> ArrayTimes:
     )
 
 
+def _macs(config: AcceleratorConfig, execs: Rows, number: int) -> tuple[int, int]:
+    """Multiplications of an EXEC, and in how many passes of byte planes each is done."""
+    passes = (1 + execs.act_wide[number]) * (1 + execs.wgt_wide[number])
+    lanes = config.rows * (execs.repeat[number] - 1) + execs.last[number]
+    return execs.length[number] * lanes * execs.cols[number] * passes, passes
+
+
+def exec_macs(program: StepProgram) -> Cycles:
+    """Multiplications of each EXEC, as the counter MACS counts them."""
+    execs = columns(program.program)[Kind.EXEC]
+    macs = [_macs(program.config, execs, number)[0] for number in range(len(execs))]
+    return np.array(macs, np.int64)
+
+
 def _slots(config: AcceleratorConfig, execs: Rows) -> Iterator[int]:
     """Cycles that each EXEC's tiles take back to back (docs/core.md, Rates)."""
     for number in range(len(execs)):
@@ -191,9 +206,7 @@ def attribute(program: StepProgram, times: ArrayTimes, transferred: int) -> Attr
         while loaded < len(loads) and loads.index[loaded] < index:
             places.load(loads, loaded)
             loaded += 1
-        passes = (1 + execs.act_wide[number]) * (1 + execs.wgt_wide[number])
-        lanes = config.rows * (execs.repeat[number] - 1) + execs.last[number]
-        macs = execs.length[number] * lanes * execs.cols[number] * passes
+        macs, passes = _macs(config, execs, number)
         cycles, limit = int(took[number]), macs / (config.rows * config.cols)
         slot = max(min(slot, cycles), limit)
         waits = []
