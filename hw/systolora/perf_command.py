@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ def add_perf(
         "and every result compared with the golden model",
     )
     perf.add_argument(
+        "--baselines",
+        metavar="NAMES",
+        help="other arrays for comparison: all, none, or names with commas between them "
+        "(docs/baselines.md); default all with the model, none with rtl",
+    )
+    perf.add_argument(
         "--just-in-time",
         action="store_true",
         help="quantize Y and dX with their maxima of this step, not of the step before",
@@ -149,7 +155,17 @@ def add_perf(
     perf.set_defaults(function=run)
 
 
+def _baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[str, ...]:
+    """The names that --baselines stands for."""
+    if given is None:
+        given = "all" if backend == "model" else "none"
+    if given in ("all", "none"):
+        return tuple(known) if given == "all" else ()
+    return tuple(dict.fromkeys(given.split(",")))
+
+
 def _perf(args: argparse.Namespace, config: AcceleratorConfig, latency: int) -> str:
+    from systolora_sim.baselines import BASELINES
     from systolora_sim.perf import Outputs, PerfOptions, perf
 
     options = PerfOptions(
@@ -161,6 +177,7 @@ def _perf(args: argparse.Namespace, config: AcceleratorConfig, latency: int) -> 
         optimizer=args.optimizer,
         latency=latency,
         backend=args.backend,
+        baselines=_baselines(args.baselines, args.backend, BASELINES),
         just_in_time=args.just_in_time,
         limit_layers=args.limit_layers,
         sample_rows=args.sample_rows,
