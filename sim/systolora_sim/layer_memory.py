@@ -48,12 +48,11 @@ def add_layer(
     prefix: str = "",
     *,
     trained: bool = False,
-    lines: bool = False,
     pieces: int = 1,
 ) -> None:
     """A layer's inputs, results, records and status words; its adapter where it is not trained.
 
-    lines : rows of H and of its sums are of as many elements in memory; pieces : the batch's.
+    pieces : the batch's.
     """
     axes = {"N": layer.batch, "d": layer.inputs, "k": layer.outputs, "r": layer.rank}
     for name in layer.present:
@@ -80,7 +79,7 @@ def add_layer(
         held = {
             "writable": True,
             "transposed": transposed,
-            "lines": lines and name == "H",
+            "lines": transposed,
             "pieces": pieces if transposed else 1,
         }
         memory.add(prefix + name, shape, dtype, **held)
@@ -177,12 +176,10 @@ def add_training(
     groups : names of layers that share their input (`sharing`); pieces : of each batch.
     """
     seen: dict[str, Layer] = {}
-    grouped = {name for names in groups for name in names if len(names) > 1}
     for name, each in state.layers.items():
         prefix = f"{name}/" if name else ""
         _share_x(memory, each.layer, prefix, seen)
-        lines = name in grouped
-        add_layer(memory, each.layer, prefix, trained=True, lines=lines, pieces=pieces)
+        add_layer(memory, each.layer, prefix, trained=True, pieces=pieces)
         seen[prefix] = each.layer
         _add_adapter(memory, each, prefix)
         word = sum(1 << position for position, bit in enumerate(STICKY) if bit in each.sticky)

@@ -5,6 +5,7 @@ and has a register only. Registers are a cache: what is named and not there is l
 idle the longest makes room; only names with `#` stay until they are dropped.
 """
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class Step:
     cycles: int
     label: str = ""
     name: str = ""
+    maxima: bool = False
 
 
 class PostBuilder:
@@ -80,8 +82,11 @@ class PostBuilder:
         #: Steps, each with the place of its sticky bits; the place of those that count now. The
         #: urgent ones come first: someone will ask for them, by name.
         self._steps: deque[tuple[Area, Step]] = deque()
-        self._urgent: deque[tuple[Area, Step]] = deque()
+        self._urgent: list[tuple[int, Area, Step]] = []  # in the order of the numbers
         self._counts: Area | None = None
+        self._unsettled: deque[Callable[[], None]] = deque()
+        #: What must come before and behind steps with maxima of their own, while a product has its.
+        self.guard: tuple[Callable[[], None], Callable[[], None]] | None = None
         #: The accumulator bank that the next product begins with.
         self.bank = 0
         #: What is appended now is for, as reports name it.
@@ -124,14 +129,23 @@ class PostBuilder:
         """Appends a POST that is no row operation; an Area is one row in memory."""
         self._add(self._item({"opcode": opcode, **fields}, (), reads, writes))
 
-    @contextmanager
-    def counting(self, word: Area) -> Iterator[None]:
-        """What is appended meanwhile sets the sticky bits in a status word in memory."""
+    def count(self, word: Area | None) -> None:
+        """What follows sets the sticky bits in this status word in memory, if any."""
+        if word is None or word == self._counts:
+            return
+        if self._counts is not None:
+            self.post(Opcode.STICKY_READ, writes=self._counts)
         self.post(Opcode.STICKY_LOAD, reads=word)
         self._counts = word
-        yield
-        self._counts = None
-        self.post(Opcode.STICKY_READ, writes=word)
+
+    def settle_later(self, action: Callable[[], None]) -> None:
+        """Puts the end of a product off until the array has its next work."""
+        self._unsettled.append(action)
+
+    def settle(self) -> None:
+        """Appends what was put off by `settle_later`."""
+        while self._unsettled:
+            self._unsettled.popleft()()
 
     def _item(
         self,
@@ -204,31 +218,33 @@ class PostBuilder:
         self._background.append((item, drop))
         self._writes.add(out.symbol.address)
 
-    def put_off(self, word: Area, steps: Iterable[Step], urgent: bool = False) -> None:
-        """Steps for `spare` or `finish`; `word` is the status word that their events are for.
+    def put_off(self, word: Area, steps: Iterable[Step]) -> None:
+        """Steps for `spare` or `finish`; `word` is the status word that their events are for."""
+        self._steps.extend((word, step) for step in steps)
 
-        Urgent ones come before all others, and none of them needs accumulators.
+    def put_off_until(self, number: int, word: Area, step: Step) -> None:
+        """A step that someone will `need`; such steps come first, by ascending numbers.
+
+        They use no accumulators.
         """
-        for step in steps:
-            assert not (urgent and step.rows)
-            (self._urgent if urgent else self._steps).append((word, step))
+        assert step.name and not step.rows
+        bisect.insort(self._urgent, (number, word, step), key=lambda each: each[0])
 
-    def need(self, name: str) -> None:
-        """Appends all urgent steps up to the last one of that name, if there is one."""
-        last = 0
-        for number, (_, step) in enumerate(self._urgent, 1):
-            if step.name == name:
-                last = number
-        now = self._counts
-        for _ in range(last):
-            word, step = self._urgent.popleft()
-            now = self._switch(now, word)
-            self._append(step, 0, 0)
-        self._switch(now, self._counts)
+    def need(self, *names: str) -> None:
+        """Appends the steps of these names, if they are not there yet."""
+        wanted = [each for each in self._urgent if each[2].name in names]
+        self._urgent = [each for each in self._urgent if each[2].name not in names]
+        for _, word, step in wanted:
+            self._append(word, step, 0, 0)
 
-    def _append(self, step: Step, at_w: int, at_u: int) -> None:
+    def _append(self, word: Area, step: Step, at_w: int, at_u: int) -> None:
+        if step.maxima and self.guard is not None:
+            self.guard[0]()
+        self.count(word)
         with self.labelled(step.label):
             step.append(at_w, at_u)
+        if step.maxima and self.guard is not None:
+            self.guard[1]()
 
     def spare(self, cycles: int, free: tuple[Rows, Rows] | None = None) -> None:
         """Appends row operations that were put off: the post queue has about that much time.
@@ -247,45 +263,41 @@ class PostBuilder:
         self._credit = min(self._credit, 0)
 
     def _spare_steps(self, free: tuple[Rows, Rows] | None) -> None:
-        posts, now = 0, self._counts
         room = 0 if free is None else min(rows.end - rows.start for rows in free)
-        starts = (0, 0) if free is None else (free[0].start, free[1].start)
+        at_w, at_u = (0, 0) if free is None else (free[0].start, free[1].start)
+        posts = 0
         while self._urgent or self._steps:
-            queue = self._urgent or self._steps
-            word, step = queue[0]
-            cycles = step.cycles + (SWITCH if word != now else 0)
+            word, step = self._urgent[0][1:] if self._urgent else self._steps[0]
+            cycles = step.cycles + (SWITCH if word != self._counts else 0)
             posts += step.posts
-            late = queue is self._urgent and self._credit > 0 and posts == step.posts
-            if step.rows > room or not (late or (cycles <= self._credit and posts <= STEP_BURST)):
+            # Steps that are needed may take more time than there is, once.
+            begin = bool(self._urgent) and posts == step.posts and self._credit > 0
+            fits = cycles <= self._credit and posts <= STEP_BURST
+            if step.rows > room or not (begin or fits):
                 break
             self._credit -= cycles
-            queue.popleft()
-            now = self._switch(now, word)
-            self._append(step, *starts)
-        self._switch(now, self._counts)
-
-    def _switch(self, now: Area | None, word: Area | None) -> Area | None:
-        """Exchanges the sticky bits, unless they are there already."""
-        if now != word:
-            if now is not None:
-                self.post(Opcode.STICKY_READ, writes=now)
-            if word is not None:
-                self.post(Opcode.STICKY_LOAD, reads=word)
-        return word
+            if self._urgent:
+                self._urgent.pop(0)
+            else:
+                self._steps.popleft()
+            self._append(word, step, at_w, at_u)
 
     def finish(self) -> None:
         """Appends all that was put off; no sum in the accumulators is needed any more."""
+        self.settle()
         self.flush()
-        bank, now, turn = self.config.bank_depth, None, 0
-        self._steps.extendleft(reversed(self._urgent))
+        for _, word, step in self._urgent:
+            self._append(word, step, 0, 0)
         self._urgent.clear()
+        bank, turn = self.config.bank_depth, 0
         while self._steps:
             word, step = self._steps.popleft()
-            now = self._switch(now, word)
             turn = 0 if turn + step.rows > bank else turn
-            self._append(step, turn, bank + turn)
+            self._append(word, step, turn, bank + turn)
             turn += step.rows
-        self._switch(now, None)
+        if self._counts is not None:
+            self.post(Opcode.STICKY_READ, writes=self._counts)
+            self._counts = None
 
     def flush(self) -> None:
         """Appends all row operations that were put off by `later`."""

@@ -6,29 +6,33 @@ sums or quantized rows. Where the maximum must be known first (just in time), su
 in the accumulators if all of them fit, else they go to memory and come back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from systolora.config import ACC_BANKS, AcceleratorConfig
-from systolora.contract import COL_STEP, ROW_STEP, Buffer, Dataflow, Edge, Limit, Mode, Opcode
+from systolora.contract import Buffer, Dataflow, Edge, Limit, Mode, Opcode
 from systolora_sim import numerics as nx
-from systolora_sim.blocks import Block, ceil_div, plan_blocks
+from systolora_sim.blocks import Block, Plan, ceil_div, plan_blocks
 from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder
+from systolora_sim.quantization import (
+    IN_PRODUCTS,
+    Quantization,
+    begin_maximum,
+    end_maximum,
+    late_ratio,
+    quantizing,
+    streaming_ratio,
+)
 from systolora_sim.tiling import Deep, Stationary, Streamed, segments
 from systolora_sim.work import Exec, Post, Rows
 
-__all__ = [
-    "STEP", "LowRank", "Product", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
-    "lower_product", "quantizing", "streaming_ratio",
-]  # fmt: skip
+__all__ = ["LowRank", "Product", "ProductLowering", "lower_product"]
 
 #: About how many cycles a bank's way from the array to the post-processor and back takes beyond the
 #: array's depth and width; only the choice of a group's size depends on it.
 HANDOVER = 64
-#: Registers of maxima: of this step, of earlier ones, what quantizes.
-STEP, RECORD, REFERENCE = range(3)
 
 
 @dataclass(frozen=True)
@@ -47,81 +51,6 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """How a product's sums become a quantized tensor (numerics section 4).
-
-    target : the tensor, shaped as the device computes it; scale : the name of its Scale; word : the
-    seed word without seed and step, or None for nearest even; transposed : the device computes the
-    tensor transposed; record : place of the delayed mode's record, or None; streaming : the record
-    is not zero when the program starts, so that sums need not wait for their maximum; running :
-    place of the maximum of the pieces so far where the tensor is one of several pieces that share
-    the record, or None; first, last : whether it is the first or last of them.
-    """
-
-    target: Symbol
-    scale: str
-    word: int | None = None
-    transposed: bool = False
-    record: Symbol | None = None
-    streaming: bool = False
-    running: Symbol | None = None
-    first: bool = True
-    last: bool = True
-
-
-def quantizing(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str, int]:
-    """Fields of a row operation that quantizes from that element on, but for its Scale."""
-    fields = {
-        "mode": Mode.INT8 if quantize.target.itemsize == 1 else Mode.INT16,
-        "delayed": int(quantize.record is not None),
-    }
-    if quantize.word is not None:
-        steps = (COL_STEP, ROW_STEP) if quantize.transposed else (ROW_STEP, COL_STEP)
-        word = quantize.word + row0 * steps[0] + col0 * steps[1]
-        fields |= {
-            "stochastic": 1,
-            "transposed": int(quantize.transposed),
-            "word0": word & 0xFFFFFFFF,
-        }
-    return fields
-
-
-def begin_maximum(builder: PostBuilder, quantize: Quantization) -> None:
-    """Maxima of a tensor before its first row operation: of this step, and the record."""
-    if quantize.first or quantize.running is None:
-        builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
-    else:
-        builder.post(Opcode.AMAX_LOAD, reads=quantize.running.area(), dst=STEP)
-    if quantize.record is not None:
-        builder.post(Opcode.AMAX_LOAD, reads=quantize.record.area(), dst=RECORD)
-
-
-def streaming_ratio(builder: PostBuilder, quantize: Quantization, ratio: str) -> None:
-    """The Scale that quantizes by the record, which is not zero."""
-    # Also says that the record is what quantizes: clipped values count.
-    builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=RECORD)
-    builder.ratio(ratio, quantize.target.bits, REFERENCE)
-
-
-def late_ratio(builder: PostBuilder, quantize: Quantization, ratio: str) -> None:
-    """The Scale that quantizes by this step's maximum where there is no record."""
-    reference = STEP
-    if quantize.record is not None:
-        reference = REFERENCE
-        builder.post(Opcode.AMAX_SELECT, dst=REFERENCE, src_a=RECORD, src_b=STEP)
-    builder.ratio(ratio, quantize.target.bits, reference)
-
-
-def end_maximum(builder: PostBuilder, quantize: Quantization) -> None:
-    """Puts down this step's maximum, as the record or for the next piece."""
-    if quantize.running is not None and not quantize.last:
-        builder.post(Opcode.AMAX_READ, writes=quantize.running.area(), src_a=STEP)
-    elif quantize.record is not None:
-        builder.post(Opcode.AMAX_SELECT, dst=RECORD, src_a=STEP, src_b=RECORD)
-        builder.post(Opcode.AMAX_READ, writes=quantize.record.area(), src_a=RECORD)
-
-
-@dataclass(frozen=True)
 class Product:
     """One product: its operands and what becomes of the sums.
 
@@ -130,7 +59,8 @@ class Product:
     : the name of their Scale; bias : int32 [1, N] or None, in that unit; addend : sums [M, N] that
     are added, not together with a low-rank term, or None; sums : where they go, [M, N], or None;
     keep : whether that is a result, or only for a maximum that comes late; quantize : how they are
-    quantized, or None.
+    quantized, or None; word : the status word that its events are for, or None if there are none;
+    label, term_label : of the product and its low-rank term in reports.
     """
 
     name: str
@@ -145,6 +75,9 @@ class Product:
     sums: Symbol | None = None
     keep: bool = False
     quantize: Quantization | None = None
+    word: Area | None = None
+    label: str = ""
+    term_label: str = ""
 
     @property
     def m(self) -> int:
@@ -189,15 +122,24 @@ class _Outputs(NamedTuple):
         )  # fmt: skip
 
 
-class _Lowering:
-    def __init__(self, builder: PostBuilder, product: Product) -> None:
+class ProductLowering:
+    """One product's way into a program; `lower_product` goes it."""
+
+    def __init__(
+        self,
+        builder: PostBuilder,
+        product: Product,
+        plan: Plan | None = None,
+        stationary: Stationary | None = None,
+    ) -> None:
+        """plan, stationary : how it is cut where others have a say in it."""
         self.builder, self.product = builder, product
         self.config: AcceleratorConfig = builder.config
         config, term = self.config, product.low_rank
         quantize = product.quantize
         self.just_in_time = quantize is not None and not quantize.streaming
         self.delayed = quantize is not None and quantize.record is not None
-        self.plan = plan_blocks(
+        self.plan = plan or plan_blocks(
             config,
             product.m,
             product.n,
@@ -208,17 +150,21 @@ class _Lowering:
             first=builder.bank,
             columns_first=self._columns_first(),
         )
-        # The array may go on with the next product while these sums are quantized.
-        builder.bank = self.plan.next_bank
+        if plan is None:
+            # The array may go on with the next product while these sums are quantized.
+            builder.bank = self.plan.next_bank
         rows = max(block.rows for block in self.plan.blocks)
         #: How operands are cut, of the main product and of the term, by dataflow.
         self.operands: dict[tuple[str, Dataflow], _Weights | _Outputs] = {}
-        streamed, stationary, edge = product.streamed, product.stationary, product.edge
+        edge = product.edge
         if edge is None:
-            self.operands["main", Dataflow.OS] = _Outputs.fit(config, streamed, stationary, rows)
+            self.operands["main", Dataflow.OS] = _Outputs.fit(
+                config, product.streamed, product.stationary, rows
+            )
         else:
-            self.operands["main", Dataflow.WS] = _Weights.fit(
-                config, streamed, stationary, edge, rows
+            self.operands["main", Dataflow.WS] = _Weights(
+                Streamed.fit(config, product.streamed, rows),
+                stationary or Stationary.fit(config, product.stationary, edge),
             )
         if term is not None and Dataflow.OS in term.dataflows:
             self.operands["term", Dataflow.OS] = _Outputs.fit(config, term.act, term.top, rows)
@@ -384,13 +330,15 @@ class _Lowering:
         An output-stationary tile of a term drains while the next weight-stationary ones run: they
         take turns.
         """
+        product, builder = self.product, self.builder
         term = self.part("term", block)
         main = self.part("main", block, max(1, len(term)))
         cycles = done = 0
         for number, item in enumerate(main, 1):
             share = ceil_div(len(term) * number, len(main))
             for each in (*term[done:share], item):
-                self.builder.exec(each)
+                each.label = product.label if each is item else product.term_label
+                builder.exec(each)
                 cycles += each.cycles
             done = share
         return cycles
@@ -433,9 +381,10 @@ class _Lowering:
     def _stores(self) -> bool:
         return self.product.keep or (self.just_in_time and not self.plan.resident)
 
-    def _post_cycles(self, block: Block) -> int:
-        """About how long the row operations on a block take."""
-        return sum(cycles * block.rows + LATENCY for cycles in self._passes(self._stores))
+    def post_cycles(self, group: list[Block]) -> int:
+        """About how long the row operations on blocks take."""
+        passes = self._passes(self._stores)
+        return sum(cycles * block.rows + LATENCY for block in group for cycles in passes)
 
     def _block_posts(self, block: Block) -> None:
         """Row operations on a block while the array computes the next ones."""
@@ -516,11 +465,23 @@ class _Lowering:
         if quantize.streaming:
             streaming_ratio(builder, quantize, self._ratio)
 
+    def _interrupt(self) -> None:
+        """Puts the lanes' maxima aside: other tensors' come in between."""
+        self.builder.post(Opcode.COLLECT, dst=IN_PRODUCTS.step)
+
+    def _resume(self) -> None:
+        """Says again that the record is what quantizes, if that is so."""
+        quantize = self.product.quantize
+        assert quantize is not None
+        if quantize.streaming:
+            record, reference = IN_PRODUCTS.record, IN_PRODUCTS.reference
+            self.builder.post(Opcode.AMAX_SELECT, dst=reference, src_a=record, src_b=record)
+
     def _end(self) -> None:
         quantize, builder = self.product.quantize, self.builder
         if quantize is None:
             return
-        builder.post(Opcode.COLLECT, dst=STEP)
+        builder.post(Opcode.COLLECT, dst=IN_PRODUCTS.step)
         if not quantize.streaming:
             late_ratio(builder, quantize, self._ratio)
         builder.div(quantize.scale, self.product.unit, self._ratio)
@@ -557,24 +518,64 @@ class _Lowering:
                 **self._quantized(row, col),
             )
 
-    def run(self) -> None:
-        self._begin()
-        for group in self.plan.groups:
-            array = sum(self.tiles(block) for block in group)
-            # The array works on these blocks, the post-processor is done with the ones before.
-            posts = sum(self._post_cycles(block) for block in group)
-            self.builder.spare(array - posts, self._free(group))
-            first = len(self.builder.items)
+    def begin(self, prepare: Callable[[], None]) -> None:
+        """Appends what the first row operation needs."""
+        builder = self.builder
+        with builder.labelled(self.product.label):
+            builder.count(self.product.word)
+            prepare()
+            self._begin()
+        if self.product.quantize is not None:
+            builder.guard = (self._interrupt, self._resume)
+
+    def end(self, finish: Callable[[], None]) -> None:
+        """Appends what follows the last row operation."""
+        builder = self.builder
+        with builder.labelled(self.product.label):
+            builder.count(self.product.word)
+            self._end()
+            finish()
+        if self.product.quantize is not None:
+            builder.guard = None
+
+    def posts(self, group: list[Block]) -> None:
+        """Appends the row operations on a group of blocks, which wait for all of it."""
+        builder, first = self.builder, len(self.builder.items)
+        with builder.labelled(self.product.label):
+            builder.count(self.product.word)
             for block in group:
                 self._block_posts(block)
             self._after(first, group)
-        self._end()
+
+    def run(self, prepare: Callable[[], None], finish: Callable[[], None]) -> None:
+        """Appends the product: the array's work first, that of the post-processor behind it."""
+        for number, group in enumerate(self.plan.groups):
+            array = sum(self.tiles(block) for block in group)
+            if number == 0:
+                self.builder.settle()
+                self.begin(prepare)
+            # The array works on these blocks, the post-processor is done with the ones before.
+            self.builder.spare(array - self.post_cycles(group), self._free(group))
+            self.posts(group)
+        if self.plan.resident and self.just_in_time:
+            self.end(finish)  # before other sums come to these accumulators
+        else:
+            self.builder.settle_later(lambda: self.end(finish))
 
 
-def lower_product(builder: PostBuilder, product: Product) -> None:
-    """Appends a product's items.
+def _nothing() -> None:
+    """What a product needs beside itself."""
 
-    Its Scales `unit` and, of a low-rank term, `factor` must have values; the quantized tensor's
-    gets one.
+
+def lower_product(
+    builder: PostBuilder,
+    product: Product,
+    prepare: Callable[[], None] = _nothing,
+    finish: Callable[[], None] = _nothing,
+) -> None:
+    """Appends a product's items; its last ones come with the next product's, or with `settle`.
+
+    prepare : appends what gives the Scales `unit` and, of a low-rank term, `factor` their values;
+    finish : what follows when the quantized tensor has its Scale
     """
-    _Lowering(builder, product).run()
+    ProductLowering(builder, product).run(prepare, finish)

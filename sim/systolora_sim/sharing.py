@@ -9,26 +9,15 @@ layer's H is quantized by itself, from memory, with its own maximum, Scale and s
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import Mode, Opcode
 from systolora_sim.blocks import ceil_div
 from systolora_sim.layer import Layer
 from systolora_sim.memory_map import Part, Symbol
-from systolora_sim.post_builder import MAX_ROWS, PostBuilder
-from systolora_sim.product_lowering import (
-    STEP,
-    Quantization,
-    begin_maximum,
-    end_maximum,
-    late_ratio,
-    quantizing,
-    streaming_ratio,
-)
 from systolora_sim.training import TrainingState
-from systolora_sim.update_lowering import blocks, parts
 
-__all__ = ["computed_together", "input_groups", "lower_quantization", "stack"]
+__all__ = ["computed_together", "input_groups", "part", "stack"]
 
 #: About how many cycles it costs a layer that its H is quantized from memory and its sticky bits
 #: come and go more often.
@@ -84,6 +73,13 @@ def computed_together(
     return chosen
 
 
+def part(whole: Symbol, name: str, first: int, rows: int) -> Part:
+    """Rows of a tensor, under a name of their own."""
+    own: dict[str, Any] = {each.name: getattr(whole, each.name) for each in fields(Symbol)}
+    own |= {"name": name, "address": whole.at(first), "rows": rows}
+    return Part(**own, whole=whole, first=first)
+
+
 def stack(symbols: Sequence[Symbol]) -> tuple[Symbol, list[Symbol]]:
     """Tensors that lie one behind the other as one tensor, and each as a part of it."""
     first = symbols[0]
@@ -93,41 +89,6 @@ def stack(symbols: Sequence[Symbol]) -> tuple[Symbol, list[Symbol]]:
     row = 0
     for symbol in symbols:
         assert symbol.address == whole.at(row) and symbol.stride == whole.stride, symbol
-        own = {field.name: getattr(symbol, field.name) for field in fields(Symbol)}
-        members.append(Part(**own, whole=whole, first=row))
+        members.append(part(whole, symbol.name, row, symbol.rows))
         row += symbol.rows
     return whole, members
-
-
-def lower_quantization(
-    builder: PostBuilder, sums: Symbol, quantize: Quantization, unit: str
-) -> None:
-    """Appends the quantization of sums in memory, whose Scale is `unit`."""
-    target, cols = quantize.target, builder.config.cols
-    ratio = f"#ratio {target.name}"
-    if quantize.word is None:
-        operations = [({}, *each) for each in parts(sums, target, cols)]
-    else:  # random words need rows and columns
-        operations = [
-            (quantizing(quantize, row, col), rows, count, sums.area(*place), target.area(*place))
-            for place in blocks(sums, cols, MAX_ROWS)
-            for row, rows, col, count in (place,)
-        ]
-    begin_maximum(builder, quantize)
-    if quantize.streaming:
-        streaming_ratio(builder, quantize, ratio)
-    else:
-        for _, rows, count, source, _ in operations:
-            builder.rows(rows, count, source, mode=Mode.RAW, amax=1)
-        builder.post(Opcode.COLLECT, dst=STEP)
-        late_ratio(builder, quantize, ratio)
-    for words, rows, count, source, out in operations:
-        given = quantizing(quantize) | words
-        given |= {"src_a": builder.scale(ratio), "amax": int(quantize.streaming)}
-        builder.rows(rows, count, source, out, **given)
-    if quantize.streaming:
-        builder.post(Opcode.COLLECT, dst=STEP)
-    builder.div(quantize.scale, unit, ratio)
-    builder.store(quantize.scale)
-    builder.drop(ratio)
-    end_maximum(builder, quantize)

@@ -28,10 +28,11 @@ from systolora.contract import COL_STEP, ROW_STEP, Limit, Mode, Opcode, Status
 from systolora_sim import numerics as nx
 from systolora_sim.memory_map import ALIGNMENT, Area, Symbol, View
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder, Step
-from systolora_sim.product_lowering import STEP
 
 __all__ = ["UpdateRule", "blocks", "lower_working_copy", "parts", "update_steps"]
 
+#: The register of a master's maximum; products keep theirs in others.
+MAXIMUM = 6
 #: Streams of random words (numerics section 6).
 STREAM_W, STREAM_DECAY, STREAM_V, STREAM_G = range(4)
 
@@ -83,11 +84,11 @@ def lower_working_copy(builder: PostBuilder, master: Symbol, copy: Symbol) -> No
     The Scale `<master>.scale` is given, `<copy>.scale` is stored.
     """
     operations = list(parts(master, copy, builder.config.cols))
-    builder.post(Opcode.AMAX_SET, dst=STEP, imm=0)
+    builder.post(Opcode.AMAX_SET, dst=MAXIMUM, imm=0)
     for rows, cols, source, _ in operations:
         builder.rows(rows, cols, source, mode=Mode.RAW, amax=1)
-    builder.post(Opcode.COLLECT, dst=STEP)
-    builder.ratio("#ratio", copy.bits, STEP)
+    builder.post(Opcode.COLLECT, dst=MAXIMUM)
+    builder.ratio("#ratio", copy.bits, MAXIMUM)
     builder.div(f"{copy.name}.scale", f"{master.name}.scale", "#ratio")
     builder.store(f"{copy.name}.scale")
     ratio = builder.scale("#ratio")
@@ -114,8 +115,9 @@ class _Update:
         momentum: Symbol | None,
         gradient: Symbol,
         tensor_id: int,
+        label: str,
     ) -> None:
-        self.builder, self.rule, self.tensor_id = builder, rule, tensor_id
+        self.builder, self.rule, self.tensor_id, self.label = builder, rule, tensor_id, label
         self.master, self.momentum, self.gradient = master, momentum, gradient
         self._temporary: list[str] = []
 
@@ -161,7 +163,7 @@ class _Update:
         for number, place in enumerate(places):
             first, last = number == 0, number == len(places) - 1
             append = partial(self._block, place, first, last)
-            yield Step(append, place[1], posts, posts * (place[1] + LATENCY))
+            yield Step(append, place[1], posts, posts * (place[1] + LATENCY), self.label)
 
     def _block(
         self, place: tuple[int, int, int, int], first: bool, last: bool, at_w: int, at_u: int
@@ -224,10 +226,11 @@ def update_steps(
     momentum: Symbol | None,
     gradient: Symbol,
     tensor_id: int,
+    label: str = "update",
 ) -> Iterator[Step]:
     """What `golden.update` computes, in place, in steps.
 
     Tensors as the device holds them, all of one shape; their Scales, and those of the rule
     (`lr.scale`, ...), are in memory by name.
     """
-    yield from _Update(builder, rule, master, momentum, gradient, tensor_id).steps()
+    yield from _Update(builder, rule, master, momentum, gradient, tensor_id, label).steps()
