@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
-from .perf_command import add_perf
+from .perf_command import add_perf, run_perf
 
 __all__ = ["main"]
 
@@ -362,7 +362,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(function=_run)
     _add_compile(commands)
     _add_adapter(commands)
-    add_perf(commands, _add_configuration, _configuration)
+    perf = add_perf(commands)
+    _add_configuration(perf)
+    perf.set_defaults(function=_perf)
     return parser
 
 
@@ -598,6 +600,13 @@ def _run(args: argparse.Namespace) -> None:
             )
         else:
             run_file(args.layer, args.output, args.backend, config, **common)
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+
+
+def _perf(args: argparse.Namespace) -> None:
+    try:
+        sys.stdout.write(run_perf(args, _configuration))
     except ModuleNotFoundError as error:
         raise _missing(error) from None
 

@@ -2,14 +2,13 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from .config import AcceleratorConfig, ConfigError
 
-__all__ = ["add_perf"]
+__all__ = ["add_perf", "run_perf"]
 
 _DESCRIPTION = """\
 Measures one training step of a workload's adapted layers (forward, backward, update): cycles, share
@@ -28,7 +27,7 @@ examples:
   systolora perf --workload adapter.safetensors --sample-rows 512 --trace perf.json
       the layers of a file of adapters; the trace is for ui.perfetto.dev"""
 
-_MEMORY = re.compile(r"(\d+)bit@(\d+)")
+_MEMORY = re.compile(r"([0-9]+)bit@([0-9]+)")
 
 
 def _memory(text: str) -> tuple[int, int]:
@@ -52,15 +51,8 @@ def _integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
 
 
-def add_perf(
-    commands: "argparse._SubParsersAction[Any]",
-    add_configuration: Callable[[argparse.ArgumentParser], None],
-    configuration: Callable[[argparse.Namespace], AcceleratorConfig],
-) -> None:
-    """Adds the command.
-
-    add_configuration adds the options of a configuration, configuration reads them.
-    """
+def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentParser":
+    """Adds the command, without the options of a configuration."""
     perf = commands.add_parser(
         "perf",
         help="measure a training step of known models' layers",
@@ -139,20 +131,7 @@ def add_perf(
         help="rtl: where Verilog and built simulators are kept and found again",
     )
     perf.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-    add_configuration(perf)
-
-    def run(args: argparse.Namespace) -> None:
-        if args.preset is None and args.config is None:
-            args.preset = "paper"
-        latency = 40
-        if args.memory is not None:
-            bits, latency = args.memory
-            if args.bus_bits not in (None, bits):
-                raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
-            args.bus_bits = bits
-        sys.stdout.write(_perf(args, configuration(args), latency))
-
-    perf.set_defaults(function=run)
+    return perf
 
 
 def _baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -164,7 +143,22 @@ def _baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[s
     return tuple(dict.fromkeys(given.split(",")))
 
 
-def _perf(args: argparse.Namespace, config: AcceleratorConfig, latency: int) -> str:
+def run_perf(
+    args: argparse.Namespace, configuration: Callable[[argparse.Namespace], AcceleratorConfig]
+) -> str:
+    """Does what the arguments say; returns the report as text.
+
+    configuration makes the configuration of the arguments.
+    """
+    if args.preset is None and args.config is None:
+        args.preset = "paper"
+    latency = 40
+    if args.memory is not None:
+        bits, latency = args.memory
+        if args.bus_bits not in (None, bits):
+            raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
+        args.bus_bits = bits
+    config = configuration(args)
     from systolora_sim.baselines import BASELINES
     from systolora_sim.perf import Outputs, PerfOptions, perf
 

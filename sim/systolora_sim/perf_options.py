@@ -5,6 +5,7 @@ from pathlib import Path
 
 from systolora.config import AcceleratorConfig
 from systolora_sim.baselines import BASELINES
+from systolora_sim.perf_charts import CHARTS
 from systolora_sim.runner import BUILD_DIR, RunError
 from systolora_sim.workload import Workload, from_adapter, load_workload
 
@@ -71,6 +72,13 @@ class Outputs:
     html: Path | None = None
     trace: Path | None = None
     charts: tuple[tuple[str, Path], ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, file in self.charts:  # here, before anything is measured
+            if kind not in CHARTS:
+                raise RunError(f"chart = {kind!r}: must be one of {', '.join(CHARTS)}")
+            if file.suffix not in (".svg", ".png"):
+                raise RunError(f"{file}: must end in .svg or .png")
 
     @property
     def files(self) -> list[Path]:
