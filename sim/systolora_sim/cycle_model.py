@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import ACC_BANKS, AcceleratorConfig
-from systolora.contract import Kind
+from systolora.contract import DESCRIPTOR_BYTES, Action, Kind
 from systolora_sim.timing.banks import Banks
 from systolora_sim.timing.columns import columns
 from systolora_sim.timing.dispatching import Dispatcher, post_memory
 from systolora_sim.timing.executing import Executor
-from systolora_sim.timing.kernel import Kernel, Queue
+from systolora_sim.timing.kernel import Kernel, Queue, TimingError
 from systolora_sim.timing.loading import Loader
 from systolora_sim.timing.posting import Poster
 from systolora_sim.timing.reading import ReadChannel, Reader
 from systolora_sim.timing.streaming import Streamer
 from systolora_sim.timing.writing import Writer
 
-__all__ = ["Timing", "time_program"]
+__all__ = ["Timing", "TimingError", "time_program"]
 
 #: Depths of the queues behind the dispatcher (engine.py), and of the Core's input (core.py).
 LOAD_QUEUE, EXEC_QUEUE, POST_QUEUE, INPUT_ROWS = 8, 8, 16, 16
@@ -219,7 +219,21 @@ def time_program(
     program : uint8 [n, 64]
     memory_latency : cycles from a read's address to its data, and from a write's data to its answer
     progress : called now and then with the descriptors dispatched so far
+
+    Raises
+    ------
+    TimingError
+        If the program has the wrong shape or no END, or waits for a token that nobody gives. It is
+        not checked otherwise: what the accelerator refuses has no meaning here.
     """
+    if program.dtype != np.uint8 or program.ndim != 2 or program.shape[1] != DESCRIPTOR_BYTES:
+        raise TimingError(
+            f"program: {program.dtype} {program.shape}: must be uint8 [n, {DESCRIPTOR_BYTES}]"
+        )
+    if not len(program):
+        raise TimingError("program: empty: must be at least one descriptor")
     model = _Model(config, program, memory_latency)
+    if Action.END not in model.columns[Kind.CONTROL].action:
+        raise TimingError("program: no CONTROL END")
     model.run(progress)
     return model.timing()

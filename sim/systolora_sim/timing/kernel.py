@@ -9,15 +9,15 @@ claims of accumulator banks) needs the first kind of yield.
 import heapq
 from collections.abc import Generator, Iterable
 
-__all__ = ["TOKEN", "Awaited", "HangError", "Kernel", "Process", "Queue", "Stamps"]
+__all__ = ["TOKEN", "Awaited", "TimingError", "Kernel", "Process", "Queue", "Stamps"]
 
 
 #: From a token's cycle to the first in which its waiter can take it (TokenCounter).
 TOKEN = 1
 
 
-class HangError(RuntimeError):
-    """Processes wait for each other."""
+class TimingError(ValueError):
+    """A program that has no timing; one line."""
 
 
 class Stamps:
@@ -50,7 +50,7 @@ class Stamps:
     def park(self, process: tuple[int, "Process"]) -> None:
         """Called by the kernel: the process goes on after the next `append`."""
         if self._waiter is not None:
-            raise HangError("two processes wait for one event")
+            raise RuntimeError("two processes wait for one event")
         self._waiter = process
 
 
@@ -81,7 +81,7 @@ class Kernel:
         heapq.heappush(self._heap, (self.now, entry[0], self._number, entry[1]))
 
     def run(self) -> None:
-        """Raises HangError if processes are left that nothing wakes."""
+        """Raises TimingError if processes are left that nothing wakes."""
         heap = self._heap
         while heap:
             time, priority, _, process = heapq.heappop(heap)
@@ -103,7 +103,7 @@ class Kernel:
                     break
                 self.now = target
         if self._alive:
-            raise HangError(f"{self._alive} processes wait for each other in cycle {self.now}")
+            raise TimingError(f"program: it hangs in cycle {self.now}: a token is missing")
 
 
 class Queue:

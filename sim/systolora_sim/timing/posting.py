@@ -157,14 +157,15 @@ class Poster:
         """Rows of the buffer to memory; returns the cycle in which the last one is issued."""
         pops, row = self._pops, self._writer.row
         time = granted + 1 - step
+        free = granted
         for _ in range(rows):
             next_row = time + step
             room = pops[0] + 1
+            self._store += max(0, room - free - 1)
             if room > next_row:
-                self._store += room - next_row
                 # Rows that share a bank start an even number of cycles after the first
                 next_row = room + (room - granted - 1) % step
-            time = next_row
+            free = time = next_row
             pops.append(row(time + OFFERED))
         return time
 

@@ -13,7 +13,7 @@ from systolora_sim.timing.reading import CHECK, PLAN, QUEUED, Region, burst_leng
 __all__ = ["WriteItem", "Writer"]
 
 #: Items in work in the StreamWriter; beats in the MemoryWriter's queue.
-ITEMS, BEATS = 16, 64
+ITEMS, BEATS = 16, 32
 
 
 @dataclass(frozen=True)
