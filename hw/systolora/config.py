@@ -249,7 +249,7 @@ PRESETS: dict[str, AcceleratorConfig] = {
         int16=True,
         acc_depth=1024,
         act_bytes=1 << 19,
-        wgt_bytes=1 << 18,
+        wgt_bytes=1 << 19,
     ),
 }
 

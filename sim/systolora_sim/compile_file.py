@@ -9,6 +9,7 @@ from systolora_sim.descriptor import disassemble
 from systolora_sim.layer import LayerError
 from systolora_sim.layerfile import load_layer
 from systolora_sim.lowering import CompileError, compile_layer, compile_product, compile_training
+from systolora_sim.memory_map import alignment
 from systolora_sim.productfile import is_product, load_product
 from systolora_sim.runner import RunError, check_output
 from systolora_sim.schedules import check_schedule
@@ -83,8 +84,10 @@ def compile_file(
     runs = 1 if steps is None else steps
     if not 1 <= runs < 1 << 32:
         raise RunError(f"steps = {runs}: must be from 1 to {(1 << 32) - 1}")
-    if base % 64 or not 0 <= base < 1 << config.address_bits:
-        raise RunError(f"base = {base:#x}: must be a multiple of 64 below 2^{config.address_bits}")
+    unit = alignment(config)
+    if base % unit or not 0 <= base < 1 << config.address_bits:
+        must = f"must be a multiple of {unit} below 2^{config.address_bits}"
+        raise RunError(f"base = {base:#x}: {must}")
     check_output(out_path, [path] + ([] if resume is None else [Path(resume)]))
     try:
         check_schedule(schedule)

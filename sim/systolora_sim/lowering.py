@@ -25,7 +25,7 @@ from systolora_sim.layer import Layer
 from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.layer_memory import STACKED, add_layer, add_product, add_training, add_turned
 from systolora_sim.limits import CompileError, check_layer
-from systolora_sim.memory_map import MemoryMap
+from systolora_sim.memory_map import MemoryMap, alignment
 from systolora_sim.pieces import check_pieces, piece_symbols, pieces_of
 from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
@@ -41,14 +41,16 @@ from systolora_sim.training import TrainingState
 from systolora_sim.update_lowering import UpdateRule, update_steps
 from systolora_sim.work import Control, Op
 
-__all__ = ["PHASES", "CompileError", "compile_layer", "compile_product", "compile_training"]
+__all__ = ["PHASES", "CompileError", "check_limits", "compile_layer", "compile_product"]
+__all__ += ["compile_training", "finish_program", "layer_structure"]
 
 #: What the results of each phase hold: forward what it computes, the others what the image has.
 _RESULTS = ("H", "Y", "Y_acc", "dH", "dA", "dB", "dX")
 _FORWARD = ("H", "Y", "Y_acc")
 
 
-def _check(layer: Layer, config: AcceleratorConfig) -> None:
+def check_limits(layer: Layer, config: AcceleratorConfig) -> None:
+    """Raises CompileError where the configuration cannot compute the layer or hold its records."""
     check_layer(layer, config)
     for name, record in sorted(layer.amax.items()):
         _check_record(name, record, config)
@@ -67,7 +69,8 @@ def _phase(phase: str) -> None:
         raise CompileError(f"phase = {phase!r}: must be one of {', '.join(PHASES)}")
 
 
-def _structure(layer: Layer, name: str, phase: str, sums: bool = True) -> LayerStructure:
+def layer_structure(layer: Layer, name: str, phase: str, sums: bool = True) -> LayerStructure:
+    """What the image does not say of a layer; sums : whether those of Y are a result."""
     there = (
         {*layer.results}
         | ({"Y_acc"} if sums else set())
@@ -94,7 +97,7 @@ def _encoded(ops: list[Op]) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(-1, DESCRIPTOR_BYTES)
 
 
-def _finish(
+def finish_program(
     builder: PostBuilder,
     memory: MemoryMap,
     image: NDArray[np.uint8],
@@ -104,6 +107,7 @@ def _finish(
     structure: Structure,
     schedule: str = "auto",
 ) -> StepProgram:
+    """The program of what the builder has collected; raises CompileError if it is too long."""
     config = builder.config
     builder.finish()
     if structure.kind == "training" and phase in ("step", "update"):
@@ -149,7 +153,7 @@ def compile_layer(
     layer : Layer
     config : AcceleratorConfig
     phase : "step" (both), "forward" or "backward"
-    base : first address of the image, a multiple of 64
+    base : first address of the image, a multiple of 64, and of a beat
     schedule : one of `schedules.SCHEDULES`; a frozen layer's products have no choice
 
     Raises
@@ -161,8 +165,8 @@ def compile_layer(
     dataflows = layer_schedule(schedule, layer.index)
     if phase == "update":
         raise CompileError("phase = 'update': a layer without masters has none")
-    _check(layer, config)
-    memory = MemoryMap(base)
+    check_limits(layer, config)
+    memory = MemoryMap(base, alignment(config))
     add_layer(memory, layer)
     add_turned(memory, layer, "", dataflows.turned(layer.want_dx), config.rows)
     image = memory.place()
@@ -176,9 +180,11 @@ def compile_layer(
         updated=_nothing,
     )
     structure = Structure(
-        kind="layer", layers=(_structure(layer, "", phase),), seed=layer.seed
+        kind="layer", layers=(layer_structure(layer, "", phase),), seed=layer.seed
     )  # fmt: skip
-    return _finish(builder, memory, image, phase, layer.seed, layer.step, structure, schedule)
+    return finish_program(
+        builder, memory, image, phase, layer.seed, layer.step, structure, schedule
+    )
 
 
 def compile_product(
@@ -190,7 +196,7 @@ def compile_product(
     ----------
     product : Product
     config : AcceleratorConfig
-    base : first address of the image, a multiple of 64
+    base : first address of the image, a multiple of 64, and of a beat
 
     Raises
     ------
@@ -204,7 +210,7 @@ def compile_product(
                     f"{name} is int16: the configuration was generated without int16"
                 )
     _check_record("q", product.amax, config)
-    memory = MemoryMap(base)
+    memory = MemoryMap(base, alignment(config))
     add_product(memory, product)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
@@ -253,7 +259,7 @@ def compile_product(
         results=("c", "q"),
     )
     structure = Structure(kind="product", layers=(layer,), seed=product.seed)
-    return _finish(builder, memory, image, "step", product.seed, product.step, structure)
+    return finish_program(builder, memory, image, "step", product.seed, product.step, structure)
 
 
 def compile_training(
@@ -278,7 +284,7 @@ def compile_training(
         Where the first run begins.
     config : AcceleratorConfig
     phase : one of `PHASES`
-    base : first address of the image, a multiple of 64
+    base : first address of the image, a multiple of 64, and of a beat
     schedule : one of `schedules.SCHEDULES`, the same for all phases on an image
     micro_batches : pieces in which each layer's batch goes through the passes before the update,
         the same for all phases on an image
@@ -294,12 +300,12 @@ def compile_training(
     check_schedule(schedule)
     for name, each in state.layers.items():
         try:
-            _check(each.layer, config)
+            check_limits(each.layer, config)
         except CompileError as error:
             raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
     check_pieces(state, micro_batches)
     groups = input_groups(state)
-    memory = MemoryMap(base)
+    memory = MemoryMap(base, alignment(config))
     add_training(memory, state, groups, micro_batches)
     schedules = {}
     for index, (name, each) in enumerate(state.layers.items()):
@@ -336,12 +342,14 @@ def compile_training(
     structure = Structure(
         kind="training",
         layers=tuple(
-            _structure(each.layer, name, phase, sums) for name, each in state.layers.items()
+            layer_structure(each.layer, name, phase, sums) for name, each in state.layers.items()
         ),
         optimizer=state.optimizer.kind,
         seed=state.seed,
     )
-    return _finish(builder, memory, image, phase, state.seed, state.step, structure, schedule)
+    return finish_program(
+        builder, memory, image, phase, state.seed, state.step, structure, schedule
+    )
 
 
 def _pass_groups(

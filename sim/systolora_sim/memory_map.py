@@ -1,8 +1,8 @@
 """Where the tensors of a program lie in memory.
 
 An image begins with what is only read; the part that programs write follows. Every tensor starts at
-a multiple of 64 bytes, and so does each of its rows, whatever the bus: one image serves all
-configurations (but for the identity matrix of some schedules, which is as large as the array).
+a multiple of 64 bytes, and so does each of its rows, whatever the bus up to 512 bits (128 bytes for
+1024 bits): one image serves all configurations (but for the identity matrix of some schedules, which is as large as the array).
 Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
 """
 
@@ -14,16 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from systolora.config import AcceleratorConfig
 from systolora_sim.numerics import Scale
 
 __all__ = [
-    "ALIGNMENT", "Area", "MemoryMap", "Part", "Symbol", "View", "cut", "round_up",
+    "ALIGNMENT", "Area", "MemoryMap", "Part", "Symbol", "View", "alignment", "cut", "round_up",
 ]  # fmt: skip
 
 Array = NDArray[Any]
 
-#: Bytes: the widest bus.
+#: Bytes: the widest bus but one.
 ALIGNMENT = 64
+
+
+def alignment(config: AcceleratorConfig) -> int:
+    """Bytes at a multiple of which every row must begin."""
+    return max(ALIGNMENT, config.bus_bytes)
 
 
 def round_up(value: int, unit: int) -> int:
@@ -207,10 +213,11 @@ class MemoryMap:
     `add` in any order, then `place`; symbols exist from then on.
     """
 
-    def __init__(self, base: int) -> None:
-        if base % ALIGNMENT:
-            raise ValueError(f"base = {base:#x}: must be a multiple of {ALIGNMENT}")
-        self.base = base
+    def __init__(self, base: int, unit: int = ALIGNMENT) -> None:
+        """unit : bytes of which every row begins at a multiple."""
+        if base % unit:
+            raise ValueError(f"base = {base:#x}: must be a multiple of {unit}")
+        self.base, self.unit = base, unit
         self.symbols: dict[str, Symbol] = {}
         self._wanted: dict[str, dict[str, Any]] = {}
         self._aliases: dict[str, str] = {}
@@ -231,7 +238,7 @@ class MemoryMap:
     ) -> None:
         """A tensor of that shape, [n] or [rows, cols] as files hold it; without data it is zero.
 
-        lines : its rows begin at multiples of 64 elements; pieces : of its columns in memory.
+        lines : its rows begin at multiples of as many elements; pieces : of its columns in memory.
         """
         if self.has(name):
             raise ValueError(f"{name}: is there already")
@@ -247,7 +254,7 @@ class MemoryMap:
             "vector": vector,
             "data": data,
             "writable": writable,
-            "unit": ALIGNMENT * (np.dtype(dtype).itemsize if lines else 1),
+            "unit": self.unit * (np.dtype(dtype).itemsize if lines else 1),
             "pieces": pieces,
         }
 

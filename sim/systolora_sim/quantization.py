@@ -118,7 +118,7 @@ def lower_quantization(
     target, cols = quantize.target, builder.config.cols
     ratio = f"#ratio {target.name}"
     if quantize.word is None:
-        operations = [({}, *each) for each in parts(sums, target, cols)]
+        operations = [({}, *each) for each in parts(sums, target, builder.config)]
     else:  # random words need rows and columns
         operations = [
             (quantizing(quantize, row, col), rows, count, sums.area(*place), target.area(*place))

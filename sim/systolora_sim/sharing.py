@@ -21,7 +21,7 @@ __all__ = ["computed_together", "input_groups", "part", "stack"]
 
 #: About how many cycles it costs a layer that its H is quantized from memory and its sticky bits
 #: come and go more often.
-OVERHEAD = 600
+OVERHEAD = 100
 
 
 def _key(layer: Layer) -> tuple[object, ...]:
@@ -32,10 +32,17 @@ def _key(layer: Layer) -> tuple[object, ...]:
 
 
 def input_groups(state: TrainingState) -> list[tuple[str, ...]]:
-    """The names of the layers in groups with the same input, in the order of their first ones."""
+    """The names of the layers in groups with the same input, in the order of their first ones.
+
+    A group ends with its largest layer: beside its long products there is time for all that is
+    left to do.
+    """
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, each in state.layers.items():
         groups.setdefault(_key(each.layer), []).append(name)
+    for names in groups.values():
+        largest = max(names, key=lambda name: state.layers[name].layer.outputs)
+        names.append(names.pop(names.index(largest)))
     return [tuple(names) for names in groups.values()]
 
 

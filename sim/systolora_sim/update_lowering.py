@@ -24,9 +24,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from systolora.config import AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Limit, Mode, Opcode, Status
 from systolora_sim import numerics as nx
-from systolora_sim.memory_map import ALIGNMENT, Area, Symbol, View
+from systolora_sim.memory_map import Area, Symbol, View, alignment
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder, Step
 
 __all__ = ["UpdateRule", "blocks", "lower_working_copy", "parts", "update_steps"]
@@ -52,7 +53,7 @@ def blocks(symbol: Symbol, cols: int, rows: int) -> Iterator[tuple[int, int, int
 
 
 def parts(
-    master: Symbol, copy: Symbol, cols: int
+    master: Symbol, copy: Symbol, config: AcceleratorConfig
 ) -> Iterator[tuple[int, int, Area | View, Area | View]]:
     """(rows, cols, from, to) of row operations that go through two tensors of one shape.
 
@@ -60,7 +61,8 @@ def parts(
     list of lines, and a row operation takes the same columns of all lines, whatever rows they are
     of; the ends of the rows are zero in both.
     """
-    line = max(ALIGNMENT, cols)
+    cols = config.cols
+    line = max(alignment(config), cols)
     width = master.stride // master.itemsize
     if width != copy.stride // copy.itemsize or width % line:
         for block in blocks(master, cols, MAX_ROWS):
@@ -83,7 +85,7 @@ def lower_working_copy(builder: PostBuilder, master: Symbol, copy: Symbol) -> No
 
     The Scale `<master>.scale` is given, `<copy>.scale` is stored.
     """
-    operations = list(parts(master, copy, builder.config.cols))
+    operations = list(parts(master, copy, builder.config))
     builder.post(Opcode.AMAX_SET, dst=MAXIMUM, imm=0)
     for rows, cols, source, _ in operations:
         builder.rows(rows, cols, source, mode=Mode.RAW, amax=1)
