@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
-from .perf_command import add_perf, run_perf
+from .perf_command import add_perf, baselines, settle
 
 __all__ = ["main"]
 
@@ -605,8 +605,34 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _perf(args: argparse.Namespace) -> None:
+    latency = settle(args)
+    config = _configuration(args)
     try:
-        sys.stdout.write(run_perf(args, _configuration))
+        from systolora_sim.baselines import BASELINES
+        from systolora_sim.perf import perf
+        from systolora_sim.perf_options import Outputs, PerfOptions
+
+        options = PerfOptions(
+            workload=args.workload,
+            config=config,
+            rank=args.rank,
+            batch=1 if args.batch is None else args.batch,
+            bits=args.bits,
+            optimizer=args.optimizer,
+            latency=latency,
+            backend=args.backend,
+            baselines=baselines(args.baselines, args.backend, BASELINES),
+            just_in_time=args.just_in_time,
+            limit_layers=args.limit_layers,
+            sample_rows=args.sample_rows,
+            text_rows=args.text_rows,
+            build_dir=args.build_dir,
+            progress=not args.quiet,
+        )
+        outputs = Outputs(
+            json=args.json, html=args.html, trace=args.trace, charts=tuple(args.chart)
+        )  # fmt: skip
+        sys.stdout.write(perf(options, outputs))
     except ModuleNotFoundError as error:
         raise _missing(error) from None
 

@@ -1,14 +1,14 @@
-"""The command `systolora perf`: its options, and the call."""
+"""The options of the command `systolora perf`."""
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .config import AcceleratorConfig, ConfigError
+from .config import ConfigError
 
-__all__ = ["add_perf", "run_perf"]
+__all__ = ["add_perf", "baselines", "settle"]
 
 _DESCRIPTION = """\
 Measures one training step of a workload's adapted layers (forward, backward, update): cycles, share
@@ -27,6 +27,8 @@ examples:
   systolora perf --workload adapter.safetensors --sample-rows 512 --trace perf.json
       the layers of a file of adapters; the trace is for ui.perfetto.dev"""
 
+#: Of memory, cycles.
+LATENCY = 40
 _MEMORY = re.compile(r"([0-9]+)bit@([0-9]+)")
 
 
@@ -134,7 +136,7 @@ def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentP
     return perf
 
 
-def _baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[str, ...]:
+def baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[str, ...]:
     """The names that --baselines stands for."""
     if given is None:
         given = "all" if backend == "model" else "none"
@@ -143,41 +145,17 @@ def _baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[s
     return tuple(dict.fromkeys(given.split(",")))
 
 
-def run_perf(
-    args: argparse.Namespace, configuration: Callable[[argparse.Namespace], AcceleratorConfig]
-) -> str:
-    """Does what the arguments say; returns the report as text.
+def settle(args: argparse.Namespace) -> int:
+    """Gives the arguments this command's defaults of a configuration; returns memory's latency.
 
-    configuration makes the configuration of the arguments.
+    Raises ConfigError where --memory contradicts --bus-bits.
     """
     if args.preset is None and args.config is None:
         args.preset = "paper"
-    latency = 40
-    if args.memory is not None:
-        bits, latency = args.memory
-        if args.bus_bits not in (None, bits):
-            raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
-        args.bus_bits = bits
-    config = configuration(args)
-    from systolora_sim.baselines import BASELINES
-    from systolora_sim.perf import Outputs, PerfOptions, perf
-
-    options = PerfOptions(
-        workload=args.workload,
-        config=config,
-        rank=args.rank,
-        batch=1 if args.batch is None else args.batch,
-        bits=args.bits,
-        optimizer=args.optimizer,
-        latency=latency,
-        backend=args.backend,
-        baselines=_baselines(args.baselines, args.backend, BASELINES),
-        just_in_time=args.just_in_time,
-        limit_layers=args.limit_layers,
-        sample_rows=args.sample_rows,
-        text_rows=args.text_rows,
-        build_dir=args.build_dir,
-        progress=not args.quiet,
-    )
-    outputs = Outputs(json=args.json, html=args.html, trace=args.trace, charts=tuple(args.chart))
-    return perf(options, outputs)
+    if args.memory is None:
+        return LATENCY
+    bits, latency = args.memory
+    if args.bus_bits not in (None, bits):
+        raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
+    args.bus_bits = bits
+    return latency
