@@ -65,13 +65,13 @@ def plan_blocks(
     ----------
     group : blocks that should be in a group; fewer are where they do not fit
     low_rank : each has a low-rank term
-    whole_tiles : blocks begin at whole output-stationary tiles (with a low-rank term they do)
+    whole_tiles : blocks begin at whole output-stationary tiles
     first : the bank to begin with
     columns_first : all row blocks of a column block follow each other, else the reverse
     """
     bank = config.bank_depth
     rows = ceil_div(m, ceil_div(m, bank))
-    if low_rank or whole_tiles:
+    if whole_tiles:
         rows = min(m, ceil_div(rows, config.rows) * config.rows)
     row_starts, col_starts = range(0, m, rows), range(0, n, config.cols)
     places = [(row, col) for row in row_starts for col in col_starts]

@@ -145,7 +145,8 @@ class ProductLowering:
             product.n,
             self._group(),
             low_rank=term is not None,
-            whole_tiles=product.edge is None,
+            whole_tiles=product.edge is None
+            or (term is not None and Dataflow.OS in term.dataflows),
             want_resident=self.just_in_time,
             first=builder.bank,
             columns_first=self._columns_first(),
