@@ -9,16 +9,14 @@ and updates are those of any other step. They differ in how the array computes e
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from systolora.config import AcceleratorConfig
+from systolora.config import MAX_ACC_DEPTH, MAX_BUFFER_BYTES, AcceleratorConfig
 from systolora_sim.baseline_lowering import FencedBuilder, RigidLayer
 from systolora_sim.baseline_memory import FILES, GRADIENTS, place_baseline
 from systolora_sim.baseline_ways import OS, PRODUCTS, WS, Rules, Ways, choose
 from systolora_sim.layer import Layer
 from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.limits import CompileError
-from systolora_sim.lowering import _check as check_one
-from systolora_sim.lowering import _finish as finish_program
-from systolora_sim.lowering import _structure as layer_structure
+from systolora_sim.lowering import check_limits, finish_program, layer_structure
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
 from systolora_sim.step_lowering import Group, lower_copies, lower_pass
@@ -44,9 +42,9 @@ _RULES = {
     "overlapped-os": Rules(False, (OS,), True),
     "best-of-ws-os": Rules(False, (WS, OS), True),
 }
-#: Rows of an accumulator bank of the arrays whose tiles are fenced, in array heights: so many rows
-#: stream past a stationary tile at most. One that is loaded again pays for its load and drain anew.
-_FENCED_BANK = 64
+#: Rows that may stream past a tile of an array whose tiles are fenced, in array heights. Where they
+#: are cut the tile is loaded again, and its load and drain count anew.
+_FENCED_ROWS = 64
 
 _TITLES = {"x": "X", "weight": "W", "dy": "dY", "lora_A": "A", "lora_B": "B"}
 
@@ -72,18 +70,23 @@ def _rules(name: str) -> Rules:
 def baseline_config(name: str, config: AcceleratorConfig) -> AcceleratorConfig:
     """The configuration of a baseline beside an accelerator: no load segments.
 
-    A textbook array has accumulators for all rows that a tile streams (64 array heights a bank): a
-    gift to it, since the formula knows no such limit.
+    A textbook array has room for all rows that a tile streams (64 array heights, in a bank of the
+    accumulators and in a quarter of the activation buffer): a gift to it, since the formula knows
+    no such limit.
 
     Raises
     ------
     CompileError
         If there is no such baseline.
     """
-    depth = config.acc_depth
-    if _rules(name).fenced:
-        depth = max(depth, min(4 * _FENCED_BANK * config.rows, 1 << 16))
-    return config.with_fields(segments=1, acc_depth=depth)
+    if not _rules(name).fenced:
+        return config.with_fields(segments=1)
+    rows = 4 * min(_FENCED_ROWS * config.rows, MAX_ACC_DEPTH // 4)
+    return config.with_fields(
+        segments=1,
+        acc_depth=max(config.acc_depth, rows),
+        act_bytes=max(config.act_bytes, min(rows * config.act_entry_bytes, MAX_BUFFER_BYTES)),
+    )
 
 
 def textbook_cycles(
@@ -134,7 +137,7 @@ def _ways(rules: Rules, layer: Layer, config: AcceleratorConfig) -> Ways:
 def _check(state: TrainingState, config: AcceleratorConfig) -> None:
     for name, each in state.layers.items():
         try:
-            check_one(each.layer, config)
+            check_limits(each.layer, config)
             if each.layer.bias is not None:
                 raise CompileError("bias: must not be there, baselines have none")
         except CompileError as error:
@@ -218,5 +221,8 @@ def _images(ways: Mapping[str, Ways]) -> tuple[str, ...]:
 def _notes(rules: Rules, config: AcceleratorConfig) -> tuple[str, ...]:
     notes = ("no sharing among layers or products; load segments: 1",)
     if rules.fenced:
-        notes += (f"accumulators: {config.acc_depth} rows, so that no tile is loaded twice",)
+        notes += (
+            f"accumulators of {config.acc_depth} rows and an activation buffer of "
+            f"{config.act_bytes} bytes, so that no tile is loaded twice",
+        )
     return notes
