@@ -84,7 +84,7 @@ class _Model:
         beats = max(2 * outstanding, READ_BEATS)
         fetch = reader(0, min(FETCH_BURSTS, outstanding), FETCH_BEATS)
         self.load_reader = reader(1, outstanding, beats, drains=True)
-        self.stream_reader = reader(2, outstanding, beats)
+        self.stream_reader = reader(2, outstanding, max(beats, config.stream_beats))
         queues = {
             Kind.LOAD: Queue(kernel, LOAD_QUEUE),
             Kind.EXEC: Queue(kernel, EXEC_QUEUE),

@@ -167,12 +167,15 @@ class Dispatcher:
                 time = max(time, ends.times[0])
                 left.append(time)
                 time += 1
-            yield from fetched.until(beat + self._beats)
-            for number in range(beat, beat + self._beats):
-                time = max(time, fetched.times[number])
-                left.append(time)
-                time += 1
-            beat += self._beats
+            if index % self._per_beat == 0:
+                yield from fetched.until(beat + self._beats)
+                for number in range(beat, beat + self._beats):
+                    time = max(time, fetched.times[number])
+                    left.append(time)
+                    time += 1
+                beat += self._beats
+            else:
+                time += 1  # the other half of a beat
             time += self._checks[index] - 1
             kind = kinds[index]
             number = counts[kind]
