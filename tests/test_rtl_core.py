@@ -11,11 +11,11 @@ import pytest
 
 from simulated import CACHE, CONFIGS, core_verilog
 from systolora.config import AcceleratorConfig
-from systolora.contract import Mode, Opcode, Source
+from systolora.contract import Dataflow, Mode, Opcode, Source
 from systolora_sim.bench.fuzz import queue_random_program
 from systolora_sim.bench.run import run_program
 from systolora_sim.machine import Machine
-from systolora_sim.program import CoreDevice, Outputs, Program, run_sync
+from systolora_sim.program import CoreDevice, Outputs, Program, run_sync, tile_beats
 
 
 def random_program(config: AcceleratorConfig, seed: int, groups: int) -> tuple[Program, Outputs]:
@@ -122,6 +122,37 @@ def test_row_rates(fields, rate):
     few = _cycles(config, rows=4, count=1, **fields)
     many = _cycles(config, rows=16, count=1, **fields)
     assert many - few == 12 * rate
+
+
+def _beside(depth: int) -> int:
+    """Cycles of six WS tiles in bank 0, with an OS tile of that depth (0: none) after each."""
+    config, rng = CONFIGS["8x4s4"], np.random.default_rng(depth)
+    machine = Machine(config)
+
+    def tile(**fields: int) -> None:
+        n_act, n_wgt = tile_beats(config, fields)
+        act = rng.integers(0, 256, (n_act, config.rows), dtype=np.uint8)
+        wgt = rng.integers(0, 256, (n_wgt, config.segments * config.lanes), dtype=np.uint8)
+        machine.tile(act, wgt, **fields)
+
+    for number in range(6):
+        tile(length=12, load=1, accumulate=int(number > 0), signal=int(number == 5))
+        if depth:
+            base = (1 + number % 3) * config.bank_depth
+            tile(dataflow=Dataflow.OS, length=depth, out_rows=config.rows, acc_base=base)
+    machine.post(opcode=Opcode.ROWS, rows=12, cols=config.cols, wait=1, emit=1)
+    program = Program(list(machine.pending.tiles), list(machine.pending.posts))
+    outputs = run_program(config, program, core_verilog(config), None, cache=CACHE)
+    assert_same(outputs, run_sync(machine.flush()))
+    assert outputs.cycles is not None
+    return outputs.cycles
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_drains_beside_ws(depth):
+    """OS tiles between WS tiles of another bank cost their beats and a load, not the drain's R."""
+    config = CONFIGS["8x4s4"]
+    assert _beside(depth) - _beside(0) <= 6 * (depth + config.top_load + 2)
 
 
 @pytest.mark.parametrize("seed", range(4))
