@@ -338,6 +338,12 @@ def test_bad_memory(memory, capsys):
     assert error.count("\n") == 1 and "must be BITSbit@CYCLES" in error
 
 
+def test_the_workload_is_not_overwritten(file, capsys):
+    assert command("--workload", file, "--json", file, "-q") == 2
+    assert_line(capsys.readouterr(), "work.toml: cannot be written")
+    assert Path(file).read_text("utf-8") == TINY
+
+
 def test_nothing_is_half_written(file, tmp_path, monkeypatch, capsys):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt

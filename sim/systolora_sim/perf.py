@@ -112,12 +112,11 @@ def _scaling_note(just_in_time: bool, cycles: int, other: int) -> str:
     )
 
 
-def _measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _measure(options: PerfOptions, timeline: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     whole, workload, rank = load(options)
     config = options.config
     meter = _Meter(options, workload, rank)
     training = meter.state(options.just_in_time, blank=not meter.on_rtl)
-    program = compile_training(training, config, base=IMAGE_BASE)
     run, program, timing = meter.ours(training)
     runs = [run, *(meter.baseline(name, training) for name in options.baselines)]
     other = meter.state(not options.just_in_time, blank=True)
@@ -152,11 +151,13 @@ def _measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]
         "step_share": workload.step_share(rank, options.batch),
         "notes": notes,
     }
-    return report, events(program, timing)
+    return report, events(program, timing) if timeline else []
 
 
-def measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The report, and the timeline of its first run (module timeline).
+def measure(
+    options: PerfOptions, timeline: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report, and the timeline of its first run (module timeline), if it is wanted, or [].
 
     Raises
     ------
@@ -164,7 +165,7 @@ def measure(options: PerfOptions) -> tuple[dict[str, Any], list[dict[str, Any]]]
         If an option is wrong, the workload cannot be read, or the configuration cannot compute it.
     """
     try:
-        return _measure(options)
+        return _measure(options, timeline)
     except WorkloadError as error:
         raise RunError(str(error)) from None
     except CompileError as error:
@@ -179,11 +180,11 @@ def perf(options: PerfOptions, outputs: Outputs) -> str:
     RunError
         As `measure`, or if a file cannot be written.
     """
-    written: list[Path] = []
+    others = [Path(options.workload)]
     for file in outputs.files:
-        check_output(file, written)
-        written.append(file)
-    report, timeline = measure(options)
+        check_output(file, others)
+        others.append(file)
+    report, timeline = measure(options, timeline=bool(outputs.html or outputs.trace))
     try:
         for kind, file in outputs.charts:
             save_chart(report, kind, file)
