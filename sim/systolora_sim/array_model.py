@@ -4,12 +4,11 @@ The recurrences of hw/systolora/rtl/sequencer.py and operand_buffer.py for whole
 is a handful of maxima, however long it is. docs/cycle-model.md says what is exact.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
 from systolora.config import ACC_BANKS, AcceleratorConfig
 
-__all__ = ["ArrayModel", "Tile", "TileTimes"]
+__all__ = ["QUEUE", "ArrayModel", "Tile", "TileTimes"]
 
 #: Entries of the queues before the sequencer's two engines and before each buffer.
 QUEUE = 4
@@ -52,23 +51,19 @@ class Lines:
     A line waits in the last stage from the cycle in which it could be taken until it is taken, and
     holds up those behind it meanwhile.
 
+    pops : cycles in which the commands left their queue
     first : cycle in which the command's first line can be taken, at the earliest
     last_read : cycle in which the command's last line is read; -1 until that is known
     """
 
-    __slots__ = ("_pops", "_reads", "_stalls", "first", "last_read")
+    __slots__ = ("_reads", "_stalls", "first", "last_read", "pops")
 
     def __init__(self) -> None:
-        self._pops: deque[int] = deque([-1] * QUEUE, QUEUE)
+        self.pops: list[int] = []
         self._stalls = ((-1, -1), (-1, -1))  # of the last two lines: offered, taken
         self._reads = -1
         self.last_read = -1
         self.first = 0
-
-    @property
-    def room(self) -> int:
-        """First cycle in which the next command can be written."""
-        return self._pops[0] + 1
 
     def _move(self, time: int) -> int:
         """First cycle from `time` on in which the pipeline moves."""
@@ -79,8 +74,10 @@ class Lines:
 
     def begin(self, written: int, count: int) -> int:
         """A command for `count` lines was written; returns `first`."""
-        popped = max(written + QUEUED, self._pops[-1] + 1, self.last_read)
-        self._pops.append(popped)
+        popped = max(written + QUEUED, self.last_read)
+        if self.pops:
+            popped = max(popped, self.pops[-1] + 1)
+        self.pops.append(popped)
         self._reads = self._move(popped + 1)
         second = self._move(self._reads + 1)
         self.first = second + 1
@@ -105,7 +102,8 @@ class Lines:
 class ArrayModel:
     """The sequencer behind the feeder and the operand buffers.
 
-    `enter` a pass, then `start` it not before what it says: in between the caller may hold the tile
+    Each pass is sent, entered and started, in this order; passes may be sent ahead, up to the
+    fourth after the last that was started. Between `enter` and `start` the caller may hold the tile
     back for a token or a bank.
 
     offered : the entered tile is at the head of the compute queue from this cycle on
@@ -116,8 +114,9 @@ class ArrayModel:
         self._loads = (config.top_load, config.left_load)
         self._done = config.rows + SUM + config.cols - 1
         self._act, self._wgt = Lines(), Lines()
-        self._load_pops: deque[int] = deque([-1] * QUEUE, QUEUE)
-        self._compute_pops: deque[int] = deque([-1] * QUEUE, QUEUE)
+        self._load_pops: list[int] = []
+        self._compute_pops: list[int] = []
+        self._sent = self._sent_loads = 0
         self._swap = -1  # `b` is free from this cycle on
         self._drained = -1  # last cycle of the latest drain
         self._drains = [-AFTER_DRAIN] * ACC_BANKS  # last cycle of the latest one, by bank
@@ -132,20 +131,35 @@ class ArrayModel:
         act, wgt = self._act.last_read, self._wgt.last_read
         return -1 if act < 0 or wgt < 0 else max(act, wgt)
 
-    def room(self, needs_wgt: bool) -> int:
-        """First cycle in which the feeder can send the next pass."""
-        time = max(self._compute_pops[0] + 1, self._load_pops[0] + 1, self._act.room)
-        return max(time, self._wgt.room) if needs_wgt else time
+    def send(self, tile: Tile, earliest: int) -> int:
+        """The feeder sends the next pass when every queue that it needs has a place; the cycle."""
+        older = self._sent - QUEUE
+        if older >= 0:
+            earliest = max(earliest, self._compute_pops[older] + 1, self._act.pops[older] + 1)
+        older = self._sent_loads - QUEUE
+        if older >= 0:
+            earliest = max(earliest, self._load_pops[older] + 1)
+        if tile.os or tile.load:
+            if older >= 0:
+                earliest = max(earliest, self._wgt.pops[older] + 1)
+            self._sent_loads += 1
+        self._sent += 1
+        return earliest
 
     def enter(self, tile: Tile, sent: int) -> int:
-        """The feeder sends a pass in cycle `sent`; returns its first beat's earliest cycle."""
-        self.offered = head = max(sent + QUEUED, self._compute_pops[-1] + 1)
+        """The next pass, sent in cycle `sent`; returns its first beat's earliest cycle."""
+        head = sent + QUEUED
+        if self._compute_pops:
+            head = max(head, self._compute_pops[-1] + 1)
+        self.offered = head
         fence = max(head, self._quiet) if tile.fence else 0
         first = max(head, fence, self._act.begin(sent, tile.length))
         if tile.os or tile.load:
             count = tile.length if tile.os else self._loads[tile.left]
             line = self._wgt.begin(sent, count)
-            loaded = max(sent + QUEUED, self._load_pops[-1] + 1, self._swap, line, fence)
+            loaded = max(sent + QUEUED, self._swap, line, fence)
+            if self._load_pops:
+                loaded = max(loaded, self._load_pops[-1] + 1)
             self._loaded = loaded
             if tile.os:
                 first = max(first, loaded + 1)

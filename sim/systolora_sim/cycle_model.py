@@ -129,6 +129,7 @@ class _Model:
             self.streamer.run(posts),
             self.stream_reader.run(reads),
             self.streamer.unpack(reads),
+            self.executor.feed(execs),
             self.poster.run(self.columns),
             self.writer.front(stores),
             self.writer.finish(stores),

@@ -7,10 +7,20 @@ addresses, each burst `latency` cycles after its address at the earliest.
 
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 
 from systolora_sim.timing.kernel import Awaited, Kernel, Process, Stamps
 
-__all__ = ["CHECK", "PLAN", "QUEUED", "ReadChannel", "Reader", "Region", "burst_lengths"]
+__all__ = [
+    "BOUNDARY",
+    "CHECK",
+    "PLAN",
+    "QUEUED",
+    "ReadChannel",
+    "Reader",
+    "Region",
+    "burst_lengths",
+]
 
 #: Beats of a burst at most, and the boundary that none crosses, bytes.
 BURST_BEATS, BOUNDARY = 16, 4096
@@ -32,17 +42,18 @@ class Region:
     stride: int
 
 
-def burst_lengths(address: int, row_bytes: int, bus_bytes: int) -> list[int]:
-    """Beats of the bursts of one row that starts at an address."""
+@lru_cache(maxsize=1 << 14)
+def burst_lengths(place: int, row_bytes: int, bus_bytes: int) -> tuple[int, ...]:
+    """Beats of the bursts of one row that starts at that byte of a boundary's 4 KiB."""
     unit = min(BURST_BEATS, BOUNDARY // bus_bytes)
-    word = address // bus_bytes
-    end = -(-(address + row_bytes) // bus_bytes)
+    word = place // bus_bytes
+    end = -(-(place + row_bytes) // bus_bytes)
     out = []
     while word < end:
         length = min(unit - word % unit, end - word)
         out.append(length)
         word += length
-    return out
+    return tuple(out)
 
 
 class ReadChannel:
@@ -158,14 +169,9 @@ class Reader:
             self.checked.append(taken)
             issue = taken + PLAN
             begun = -1
-            address, place = region.address, -1
-            lengths: list[int] = []
-            for _ in range(region.rows):
-                if address % BOUNDARY != place:
-                    place = address % BOUNDARY
-                    lengths = burst_lengths(address, region.row_bytes, self._bus_bytes)
-                address += region.stride
-                for length in lengths:
+            for row in range(region.rows):
+                place = (region.address + row * region.stride) % BOUNDARY
+                for length in burst_lengths(place, region.row_bytes, self._bus_bytes):
                     room = yield from self._room(length)
                     issue = max(issue, granted, pops[0] + 1, room)
                     granted = issue + 1

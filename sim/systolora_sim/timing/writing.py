@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from systolora_sim.timing.kernel import Kernel, Process, Queue, Stamps
-from systolora_sim.timing.reading import CHECK, PLAN, QUEUED, Region, burst_lengths
+from systolora_sim.timing.reading import BOUNDARY, CHECK, PLAN, QUEUED, Region, burst_lengths
 
 __all__ = ["WriteItem", "Writer"]
 
@@ -117,8 +117,8 @@ class Writer:
             self._moved = max(self._moved, self.ready.times[self._writing] - 1)
             self._issued = max(self._issued, planned + PLAN - 1)
             self.spans[index] = (-1, -1)
-        address = region.address + self._row * region.stride
-        for length in burst_lengths(address, region.row_bytes, self._bus_bytes):
+        place = (region.address + self._row * region.stride) % BOUNDARY
+        for length in burst_lengths(place, region.row_bytes, self._bus_bytes):
             for _ in range(length):
                 # One register between the packing and the queue
                 self._moved = max(offered, self._moved + 1, self._taken)
