@@ -30,8 +30,6 @@ LATENCY = 24
 BACKGROUND_BURST = 6
 #: Scales that they may hold at a time.
 BACKGROUND_SCALES = 3
-#: POSTs of steps that come at a time.
-STEP_BURST = 8
 #: About how many cycles it takes to exchange the sticky bits, and back.
 SWITCH = 160
 
@@ -72,6 +70,9 @@ class PostBuilder:
     config : AcceleratorConfig
     symbols : of the memory, by name
     """
+
+    #: POSTs of steps that come at a time: more would fill the post queue, and what follows waits.
+    step_burst = 8
 
     def __init__(self, config: AcceleratorConfig, symbols: dict[str, Symbol]) -> None:
         self.config, self.symbols = config, symbols
@@ -272,7 +273,7 @@ class PostBuilder:
             posts += step.posts
             # Steps that are needed may take more time than there is, once.
             begin = bool(self._urgent) and posts == step.posts and self._credit > 0
-            fits = cycles <= self._credit and posts <= STEP_BURST
+            fits = cycles <= self._credit and posts <= self.step_burst
             if step.rows > room or not (begin or fits):
                 break
             self._credit -= cycles
