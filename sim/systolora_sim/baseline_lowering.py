@@ -1,6 +1,6 @@
 """The products of one layer as a rigid array computes them (`baseline_ways`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from systolora.contract import Dataflow, Edge
@@ -15,11 +15,14 @@ from systolora_sim.quantization import Quantization
 from systolora_sim.schedules import layer_schedule
 from systolora_sim.work import Exec
 
-__all__ = ["FencedBuilder", "RigidLayer"]
+__all__ = ["FencedBuilder", "RigidLayer", "lower_rigid_pass"]
 
 
 class FencedBuilder(PostBuilder):
     """Collects the items of a program whose tiles load, compute and drain one after the other."""
+
+    #: Its EXECs are long, and a product has few groups of blocks beside which steps can come.
+    step_burst = 64
 
     def exec(self, item: Exec) -> None:
         config, fields = self.config, item.fields
@@ -36,7 +39,7 @@ class FencedBuilder(PostBuilder):
 class RigidLayer(LayerLowering):
     """The products of one layer, each in its way; nothing is shared among products.
 
-    The order of the products and all that the post-processor does are those of `LayerLowering`.
+    What the post-processor does is the same as for `LayerLowering`.
     """
 
     def __init__(self, builder: PostBuilder, layer: Layer, prefix: str, ways: Ways) -> None:
@@ -61,6 +64,11 @@ class RigidLayer(LayerLowering):
             return streamed, self.ordered(tensor, order), None
         edge = Edge.TOP if self.ways.stored[tensor] == order else Edge.LEFT
         return streamed, self.symbol(tensor), edge
+
+    @property
+    def waits(self) -> bool:
+        """Whether dB reads H as the device leaves it."""
+        return self.symbol("H") in self.operands("dB")
 
     def gradient(self, name: str) -> Symbol:
         """dA or dB as its update reads it; its Scale has the name of the result."""
@@ -95,9 +103,13 @@ class RigidLayer(LayerLowering):
         self.builder.need(self.name("lora_A"))
         self._short("H")
 
-    def dH_dB(self) -> None:
+    def dH(self) -> None:
+        """Appends the sums of dH."""
         self.builder.need(self.name("lora_B"))
         self._short("dH")
+
+    def dB(self) -> None:
+        """Appends the sums of dB."""
         self._short("dB")
 
     def dA(self) -> None:
@@ -148,3 +160,44 @@ class RigidLayer(LayerLowering):
             term_label=self.label("term"),
         )
         lower_product(builder, product, prepare, finish)
+
+
+def lower_rigid_pass(
+    builder: PostBuilder,
+    layers: Sequence[RigidLayer],
+    updated: Callable[[RigidLayer, str], None],
+) -> None:
+    """Appends the products of all layers.
+
+    As in `step_lowering` the short products of a layer come before the long ones of the layer
+    before, beside which the post-processor does the rest: H, dH, dB of layer n + 1, dA, dX and Y of
+    layer n. What a product reads was quantized while another one ran; where dB reads H itself and
+    no image, dA comes before it to give H the time.
+
+    updated : called with a layer and the name of its gradient when that has been computed
+    """
+
+    def finished(layer: RigidLayer, gradient: str) -> None:
+        builder.put_off(layer.word, [layer.gradient_scale(gradient)])
+        updated(layer, gradient)
+
+    for number, following in enumerate([*layers, None]):
+        layer = layers[number - 1] if number else None
+        if following is not None:
+            following.H()
+            builder.put_off_until(2 * number, following.word, following.quantize("H"))
+            following.dH()
+            builder.put_off_until(2 * number + 1, following.word, following.quantize("dH"))
+            if not following.waits:
+                following.dB()
+                finished(following, "dB")
+        if layer is not None:
+            layer.dA()
+            finished(layer, "dA")
+        if following is not None and following.waits:
+            following.dB()
+            finished(following, "dB")
+        if layer is not None:
+            if layer.layer.want_dx:
+                layer.dX()
+            layer.Y()

@@ -8,18 +8,18 @@ and updates are those of any other step. They differ in how the array computes e
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 from systolora.config import MAX_ACC_DEPTH, MAX_BUFFER_BYTES, AcceleratorConfig
-from systolora_sim.baseline_lowering import FencedBuilder, RigidLayer
+from systolora_sim.baseline_lowering import FencedBuilder, RigidLayer, lower_rigid_pass
 from systolora_sim.baseline_memory import FILES, GRADIENTS, place_baseline
 from systolora_sim.baseline_ways import OS, PRODUCTS, WS, Rules, Ways, choose
 from systolora_sim.layer import Layer
-from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.limits import CompileError
 from systolora_sim.lowering import check_limits, finish_program, layer_structure
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
-from systolora_sim.step_lowering import Group, lower_copies, lower_pass
+from systolora_sim.step_lowering import Group, lower_copies
 from systolora_sim.step_program import StepProgram, Structure
 from systolora_sim.training import TrainingState
 from systolora_sim.update_lowering import UpdateRule, update_steps
@@ -171,14 +171,9 @@ def compile_baseline(
         each: RigidLayer(builder, held.layer, f"{each}/" if each else "", ways[each])
         for each, held in state.layers.items()
     }
-    groups = [Group([layer]) for layer in layers.values()]
-
-    def updated(layer: LayerLowering, gradient: str) -> None:
-        assert isinstance(layer, RigidLayer)
-        _put_off_update(builder, state, layer, gradient)
-
-    lower_copies(builder, groups)
-    lower_pass(builder, groups, forward=True, backward=True, updated=updated)
+    lower_copies(builder, [Group([layer]) for layer in layers.values()])
+    updated = partial(_put_off_update, builder, state)
+    lower_rigid_pass(builder, list(layers.values()), updated)
     structure = Structure(
         kind="training",
         layers=tuple(
