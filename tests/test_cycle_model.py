@@ -15,7 +15,7 @@ from systolora_sim.array_model import ArrayModel, Tile
 from systolora_sim.bench.cases import random_state
 from systolora_sim.bench.sample import ProgramBuilder
 from systolora_sim.bench.script import MemoryModel
-from systolora_sim.cycle_model import Timing, time_program
+from systolora_sim.cycle_model import Timing, TimingError, time_program
 from systolora_sim.descriptor import decode
 from systolora_sim.lowering import compile_training
 from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, run_on_rtl
@@ -325,5 +325,16 @@ def test_programs_that_never_end(parts, message):
             builder.exec(wait_load=1, length=1, repeat=1, last=1, cols=1)
             builder.control(Action.END)
     program = np.frombuffer(builder.program, np.uint8).reshape(-1, 64)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TimingError, match=message):
         time_program(preset("tiny"), program)
+
+
+def test_wrong_arguments():
+    builder = ProgramBuilder()
+    builder.control(Action.END)
+    program = np.frombuffer(builder.program, np.uint8).reshape(-1, 64)
+    assert time_program(preset("tiny"), program).counters["DESCRIPTORS"] == 1
+    with pytest.raises(TimingError, match=r"memory latency = 0: must be at least 1"):
+        time_program(preset("tiny"), program, memory_latency=0)
+    with pytest.raises(TimingError, match=r"program: uint8 \(1, 32\): must be uint8 \[n, 64\]"):
+        time_program(preset("tiny"), program[:, :32])

@@ -224,13 +224,15 @@ def time_program(
     Raises
     ------
     TimingError
-        If the program has the wrong shape or no END, or waits for a token that nobody gives. It is
+        If the latency is below 1, the program has the wrong shape or no END, or waits for a token that nobody gives. It is
         not checked otherwise: what the accelerator refuses has no meaning here.
     """
     if program.dtype != np.uint8 or program.ndim != 2 or program.shape[1] != DESCRIPTOR_BYTES:
         raise TimingError(
             f"program: {program.dtype} {program.shape}: must be uint8 [n, {DESCRIPTOR_BYTES}]"
         )
+    if memory_latency < 1:
+        raise TimingError(f"memory latency = {memory_latency}: must be at least 1")
     if not len(program):
         raise TimingError("program: empty: must be at least one descriptor")
     model = _Model(config, program, memory_latency)
