@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from systolora.cli import main
 from systolora.config import preset
 from systolora_sim import perf as perf_module
 from systolora_sim.baselines import BASELINES
+from systolora_sim.cycle_model import time_program
+from systolora_sim.lowering import compile_training
 from systolora_sim.perf import measure
+from systolora_sim.perf_attribution import ArrayTimes, attribute, exec_macs
 from systolora_sim.perf_figures import ORDER
 from systolora_sim.perf_options import PerfOptions
 from systolora_sim.runner import BUILD_DIR, RunError
 from systolora_sim.timeline import lanes
-from systolora_sim.workload import load_workload
+from systolora_sim.workload import load_workload, state
 
 TINY = """\
 title = "two layers with dX, two with one input and none"
@@ -49,6 +53,14 @@ k = 8
 [step]
 macs = 100000
 source = "made up"
+"""
+
+ONE = """\
+[[layer]]
+name = "q"
+rows = 10
+d = 12
+k = 9
 """
 
 
@@ -123,12 +135,47 @@ def test_figures_add_up(file, name, fields):
     counted = {product["name"]: product["macs"] for product in run["products"] if product["macs"]}
     assert counted == {product: passes * count for product, count in macs.items()}
     assert {"copies", "update", "other"} < {product["name"] for product in run["products"]}
-    array = sorted((event["start"], event["end"]) for event in events if event["track"] == "array")
-    assert array == sorted(array, key=lambda span: span[1])
+    array = sorted(
+        (event["start"], event["end"]) for event in events if event["track"] == "array"
+    )  # fmt: skip
+    assert all(one[1] <= other[0] for one, other in pairwise(array))
     assert max(event["end"] for event in events) <= run["cycles"] + 16
     assert {lane.track for lane in lanes(events)} == {
         "program", "LOAD", "EXEC", "POST", "array", "read bus", "write bus",
     }  # fmt: skip
+
+
+def test_an_exec_has_what_the_array_spends_on_it(tmp_path):
+    """Y [10, 9] of 12 inputs on 4 x 4: 9 tiles of 10 rows, a third of which has 1 column of 4."""
+    path = tmp_path / "one.toml"
+    path.write_text(TINY.split("[[layer]]")[0] + ONE, encoding="utf-8")
+    training = state(load_workload(path), rank=2, batch=1, blank=True)
+    program = compile_training(training, preset("tiny"), sums=False)
+    timing = time_program(program.config, program.program)
+    macs = exec_macs(program)
+    assert macs.sum() == timing.counters["MACS"]
+    count = len(macs)
+    times = ArrayTimes(
+        cycles=1000 * count + 500,
+        first=100,
+        last=1000 * np.arange(1, count + 1) - 1,
+        loads=np.full(count, 7),
+        post=np.arange(count),
+        copies=60,
+        updates=20,
+    )
+    counters = timing.counters
+    moved = counters["BYTES_READ"] + counters["BYTES_WRITTEN"]
+    found = attribute(replace(program, labels=("all",) * program.length), times, moved)
+    assert [part.cycles for part in found.execs] == [900] + [1000] * (count - 1)
+    assert [part.loads for part in found.execs] == [7] * count
+    assert [part.post for part in found.execs] == list(range(count))
+    assert (found.copies, found.update, found.other) == (60, 20, 520)
+    # Everything that no descriptor moves is the program itself.
+    assert found.bytes["other"] == program.program.size
+    parts = [part for part in attribute(program, times, moved).execs if part.label == "Y q"]
+    assert sum(part.macs for part in parts) == 10 * 12 * 9
+    assert sum(part.padding for part in parts) == 3 * 10 * (3 - 9 / 4)
 
 
 def test_baselines_add_up(file):
