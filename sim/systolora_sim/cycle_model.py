@@ -224,8 +224,9 @@ def time_program(
     Raises
     ------
     TimingError
-        If the latency is below 1, the program has the wrong shape or no END, or waits for a token that nobody gives. It is
-        not checked otherwise: what the accelerator refuses has no meaning here.
+        If the latency is below 1, the program has the wrong shape or no END, or waits for a token
+        that nobody gives. It is not checked otherwise: what the accelerator refuses has no meaning
+        here.
     """
     if program.dtype != np.uint8 or program.ndim != 2 or program.shape[1] != DESCRIPTOR_BYTES:
         raise TimingError(
