@@ -122,16 +122,13 @@ def _add_images(
         )
 
 
-def _held(symbols: Mapping[str, Symbol], prefix: str, ways: Ways) -> dict[str, Symbol]:
-    """Symbols under the names that other programs have for results."""
-    held = {}
+def _rename(symbols: dict[str, Symbol], prefix: str, ways: Ways) -> None:
+    """Gives results that lie the other way the names that other programs have for them."""
     for name in _turned(ways):
-        symbol = symbols[f"{prefix}{name}.held"]
-        held[name] = replace(symbol, name=prefix + name)
+        symbols[prefix + name] = replace(symbols.pop(f"{prefix}{name}.held"), name=prefix + name)
         if name in OUTPUTS:
-            sums = "Y_acc" if name == "Y" else f"{name}.sums"
-            held[sums] = replace(symbols[f"{prefix}{name}.held.sums"], name=prefix + sums)
-    return {prefix + name: symbol for name, symbol in held.items()}
+            sums = prefix + ("Y_acc" if name == "Y" else f"{name}.sums")
+            symbols[sums] = replace(symbols.pop(f"{prefix}{name}.held.sums"), name=sums)
 
 
 def place_baseline(
@@ -150,5 +147,5 @@ def place_baseline(
     image = memory.place()
     for name in state.layers:
         prefix = f"{name}/" if name else ""
-        memory.symbols |= _held(memory.symbols, prefix, ways[name])
+        _rename(memory.symbols, prefix, ways[name])
     return image
