@@ -20,6 +20,7 @@ from systolora_sim.descriptor import decode
 from systolora_sim.limits import CompileError
 from systolora_sim.machine_backend import run_program
 from systolora_sim.perf_attribution import attribute, model_times, split_label
+from systolora_sim.perf_rtl import run_watched
 from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, run_on_rtl
 from systolora_sim.runner import BUILD_DIR
 from systolora_sim.scalesim import layer_products, ws_cycles
@@ -203,11 +204,13 @@ def test_overlapped_tiles_take_the_textbook(name):
     assert found.count(0) >= 0.98 * len(found)
 
 
-def by_product(program: BaselineProgram) -> dict[str, int]:
-    timing = time_program(program.config, program.program)
-    moved = timing.counters["BYTES_READ"] + timing.counters["BYTES_WRITTEN"]
+def by_product(program: BaselineProgram, rtl: bool = False) -> dict[str, int]:
+    """Cycles from the EXEC before each product's to its own, in the cycle model or the Verilog."""
+    times = model_times(program, time_program(program.config, program.program))
+    if rtl:
+        times = run_watched(program, times, 40, Path(BUILD_DIR), progress=False)[1]
     cycles: dict[str, int] = {}
-    for part in attribute(program, model_times(program, timing), moved).execs:
+    for part in attribute(program, times, 0).execs:
         product = split_label(part.label)[0]
         cycles[product] = cycles.get(product, 0) + part.cycles
     return cycles
@@ -240,6 +243,27 @@ def test_products_take_about_their_closed_forms(name):
     assert -0.001 < sum(found.values()) / whole - 1 < of_step
     for product, cycles in wanted.items():
         assert -0.002 * whole < found[product] - cycles < of_product * whole, product
+
+
+#: Tiles of Y and its term in the layer below on 16 x 16: W stationary, X stationary.
+TILES = {"textbook-ws": 6 * 8 + 6, "textbook-ws-better": 4 * 8 + 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BASELINES)
+def test_products_on_the_rtl(name):
+    """Y with its term in the Verilog: fenced tiles exactly, the others within 4%."""
+    layer = WorkloadLayer(name="a", input="x", rows=64, d=128, k=96, dx=False)
+    before = state(workload(layer), rank=2, batch=1)
+    program = compile_baseline(name, before, preset("default"), base=IMAGE_BASE)
+    found = by_product(program, rtl=True)
+    wanted = textbook_cycles(name, (layer,), 2, 1, program.config)
+    cycles, closed = found["Y"] + found["term"], wanted["Y"] + wanted["Y term"]
+    print(name, found, wanted)
+    if name in FENCED:
+        assert cycles == closed + 6 * TILES[name]
+    else:
+        assert closed <= cycles <= 1.04 * closed
 
 
 # Configurations and refusals ------------------------------------------------------------------
