@@ -72,7 +72,7 @@ class PostBuilder:
     """
 
     #: POSTs of steps that come at a time: more would fill the post queue, and what follows waits.
-    step_burst = 8
+    step_burst = 16
 
     def __init__(self, config: AcceleratorConfig, symbols: dict[str, Symbol]) -> None:
         self.config, self.symbols = config, symbols

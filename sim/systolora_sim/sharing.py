@@ -75,7 +75,7 @@ def computed_together(
     chosen = []
     for names in groups:
         layers = [state.layers[name].layer for name in names]
-        together = len(names) > 1 and _worth_it(config, layers, pieces)
+        together = len(names) > 1
         chosen += [names] if together else [(name,) for name in names]
     return chosen
 

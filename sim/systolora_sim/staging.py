@@ -20,7 +20,7 @@ __all__ = ["stage"]
 
 #: Cycles of array work between an EXEC and the last one whose operands are loaded before it, and
 #: how many EXECs that may be.
-AHEAD_CYCLES, AHEAD = 4096, 12
+AHEAD_CYCLES, AHEAD = 8192, 24
 #: Array work since a tile was read after which a load may take its place without waiting for it.
 RECENT_CYCLES = 2048
 

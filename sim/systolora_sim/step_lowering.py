@@ -26,6 +26,8 @@ __all__ = ["Group", "lower_copies", "lower_pass"]
 
 #: Of how many times as many layers the next product of H is.
 GROWTH = 4
+#: A product of dA leaves one of so many layers to the next one.
+TAIL = 3
 
 
 @dataclass
@@ -57,6 +59,21 @@ class Group:
             portions.append((first, count))
             first, count = first + count, count * GROWTH
         return portions
+
+
+    def endings(self) -> list[tuple[int, int]]:
+        """(first, count) of the layers whose dA is one product.
+
+        Ever fewer: beside the long products of those that are left there is time for the updates.
+        """
+        config, rank = self.layers[0].builder.config, max(1, self.layers[0].layer.rank)
+        least, first, endings = ceil_div(config.top_load, rank), 0, []
+        while first < len(self.layers):
+            left = len(self.layers) - first
+            count = left if left < 2 * least else max(least, left - max(least, left // TAIL))
+            endings.append((first, count))
+            first += count
+        return endings
 
 
 class _Pass:
@@ -107,7 +124,8 @@ class _Pass:
             return
         layer.dH_dB()
         group, inside = self.layers[number]
-        last = number + len(group.layers) - 1 - inside
+        ends = (first + count - 1 for first, count in group.endings())
+        last = number - inside + min(end for end in ends if end >= inside)
         self.builder.put_off_until(2 * last + 1, layer.word, layer.quantize("dH"))
         self._updated(layer, "dB")
 
@@ -117,34 +135,37 @@ class _Pass:
             self.updated(layer, gradient)
 
     def dA(self, number: int) -> None:
-        """dA of this layer, or with the last one of a group of all of them."""
+        """dA of this layer, or with the last one of those with which it is one product."""
         group, inside = self.layers[number]
         layer = group.layers[inside]
         if layer.layer.is_frozen:
             return
-        count = len(group.layers)
-        together = count > 1 and all(
+        together = len(group.layers) > 1 and all(
             each.schedule.gradients["dA"] is Dataflow.WS for each in group.layers
         )
         if not together:
             layer.dA()
             self._updated(layer, "dA")
-        elif inside == count - 1:
-            self.builder.need(*(each.name("dH") for each in group.layers))
-            self._together(group, "dA", "dH", Edge.TOP, "dA", 0, count)
-            for each in group.layers:
-                self._updated(each, "dA")
+            return
+        for first, some in group.endings():
+            if inside == first + some - 1:
+                layers = group.layers[first : first + some]
+                self.builder.need(*(each.name("dH") for each in layers))
+                self._together(group, "dA", "dH", Edge.TOP, "dA", first, some)
+                for each in layers:
+                    self._updated(each, "dA")
 
     def _together(
         self, group: Group, name: str, streamed: str, edge: Edge, sums: str, first: int, count: int
     ) -> None:
         layer = group.layers[first]
+        more = f" and {count - 1} more" if count > 1 else ""
         target = group.rows(sums, first, count)
         addend = target if name == sums and layer.piece.number else None
         lower_product(
             self.builder,
             Product(
-                name=f"{layer.name(name)} and {count - 1} more",
+                name=layer.name(name) + more,
                 streamed=group.rows(streamed, first, count),
                 stationary=layer.symbol("x"),
                 edge=edge,
@@ -153,28 +174,37 @@ class _Pass:
                 addend=addend,
                 sums=target,
                 keep=True,
-                label=f"{layer.label(name)} and {count - 1} more",
+                label=layer.label(name) + more,
             ),
         )
 
-    def run(self) -> None:
-        count = len(self.layers)
-        for number in range(-1, count):
-            following = number + 1
-            if following < count:
-                if self.forward:
-                    self.H(following)
-                if self.backward:
-                    self.gradients(following)
-            if number < 0:
-                continue
-            layer = self._at(number)
-            if self.backward:
-                self.dA(number)
-                if layer.layer.want_dx:
-                    layer.dX()
+    def _short(self, number: int) -> None:
+        """What a layer needs before its long products; nothing beyond the last layer."""
+        if number < len(self.layers):
             if self.forward:
-                layer.Y()
+                self.H(number)
+            if self.backward:
+                self.gradients(number)
+
+    def _long(self, number: int) -> None:
+        layer = self._at(number)
+        if self.backward:
+            self.dA(number)
+            if layer.layer.want_dx:
+                layer.dX()
+        if self.forward:
+            layer.Y()
+
+    def run(self) -> None:
+        self._short(0)
+        for number in range(len(self.layers)):
+            # Only the first layer has nothing beside which the next one could be prepared: its own
+            # long products come first.
+            if number:
+                self._short(number + 1)
+            self._long(number)
+            if not number:
+                self._short(1)
 
 
 def lower_pass(
