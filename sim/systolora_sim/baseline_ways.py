@@ -30,7 +30,7 @@ from systolora.config import AcceleratorConfig
 from systolora.contract import Dataflow
 from systolora_sim.blocks import ceil_div
 
-__all__ = ["HELD", "PRODUCTS", "STORED", "TERMS", "Factors", "Rules", "Way", "Ways", "choose"]
+__all__ = ["OS", "PRODUCTS", "STORED", "TERMS", "WS", "Factors", "Rules", "Way", "Ways", "choose"]
 __all__ += ["way_cycles"]
 
 WS, OS = Dataflow.WS, Dataflow.OS
@@ -65,8 +65,7 @@ PRODUCTS = {
 }
 #: Low-rank terms that join the sums of a product in the accumulators.
 TERMS = {"Y": "Y term", "dX": "dX term"}
-#: What others read of a product's result.
-HELD = ("H", "dH")
+_TERM_FACTORS = tuple(PRODUCTS[name] for name in TERMS.values())
 
 
 class Way(NamedTuple):
@@ -165,12 +164,9 @@ def _images(way: Way, factors: Factors, stored: Mapping[str, str]) -> set[tuple[
     needed = [way.streamed(factors)]
     tensor, order = way.other(factors)
     # A term's stationary operand enters from the top, what else is stationary from either edge.
-    if way.dataflow is OS or (tensor in HELD and factors in _TERM_FACTORS):
+    if way.dataflow is OS or factors in _TERM_FACTORS:
         needed.append((tensor, order))
     return {each for each in needed if stored[each[0]] != each[1]}
-
-
-_TERM_FACTORS = tuple(PRODUCTS[name] for name in TERMS.values())
 
 
 def choose(
@@ -198,12 +194,9 @@ def choose(
         for way in rules.ways():
             chosen, cost = {name: way}, count(name, way)
             if name in TERMS:
-                term = min(
-                    (each for each in rules.ways() if each.turned == way.turned),
-                    key=lambda each: count(TERMS[name], each),
-                )
-                chosen[TERMS[name]] = term
-                extra = count(TERMS[name], term)
+                term = TERMS[name]
+                alike = [each for each in rules.ways() if each.turned == way.turned]
+                extra, chosen[term] = min((count(term, each), each) for each in alike)
                 cost = cost[0] + extra[0], cost[1] + extra[1], cost[2]
             if best is None or cost < best[0]:
                 best = cost, chosen
