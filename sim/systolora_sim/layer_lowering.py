@@ -270,6 +270,7 @@ class LayerLowering:
             word=self.word,
             label=self.label(name),
             term_label=self.label("term"),
+            cached=self.symbol("Y_base") if name == "Y" and self.cached else None,
         )
 
         def finish() -> None:

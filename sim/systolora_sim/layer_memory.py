@@ -4,6 +4,7 @@ Tensors have the names that files give them; beside those
 
 - `<tensor>.sums` of H, dH, dX: sums that wait for their maximum,
 - `<tensor>.running` of what is quantized in pieces: its maximum over those so far,
+- `Y_base`: the sums of X.W^T, where they are computed once and kept,
 - `<tensor>.turned` of H, dH: the same as [N, r], where the schedule needs it,
 - `identity`: the identity matrix, as large as the array has rows, that turns them,
 - `sticky`, `results.sticky`: the sticky bits of copies and updates, and of the products.
@@ -25,7 +26,7 @@ from systolora_sim.product import Product
 from systolora_sim.training import FACTORS, LayerState, TrainingState
 
 __all__ = [
-    "FACTOR_NAMES", "STACKED", "add_layer", "add_product", "add_training", "add_turned",
+    "FACTOR_NAMES", "STACKED", "add_base", "add_layer", "add_product", "add_training", "add_turned",
 ]  # fmt: skip
 
 #: The factors of all rules, which an `Optimizer` has whether its rule uses them or not.
@@ -122,6 +123,16 @@ def add_turned(
         memory.add(f"{prefix}{name}.turned", shape, dtype, writable=True)
         if not memory.has("identity"):
             memory.add("identity", (rows, rows), np.int8, data=np.eye(rows, dtype=np.int8))
+
+
+def add_base(memory: MemoryMap, layer: Layer, prefix: str) -> None:
+    """The sums of X.W^T, as an earlier step left them."""
+    shape, dtype = (layer.batch, layer.outputs), _sum_type(layer.acc_bits("x", "weight"))
+    data = None
+    if layer.x.any() and layer.weight.any():
+        # Exact: no sum reaches 2^53.
+        data = (layer.x.astype(np.float64) @ layer.weight.astype(np.float64).T).astype(dtype)
+    memory.add(f"{prefix}Y_base", shape, dtype, data=data)
 
 
 def add_product(memory: MemoryMap, product: Product) -> None:

@@ -23,7 +23,14 @@ from systolora_sim import numerics as nx
 from systolora_sim.descriptor import encode
 from systolora_sim.layer import Layer
 from systolora_sim.layer_lowering import LayerLowering
-from systolora_sim.layer_memory import STACKED, add_layer, add_product, add_training, add_turned
+from systolora_sim.layer_memory import (
+    STACKED,
+    add_base,
+    add_layer,
+    add_product,
+    add_training,
+    add_turned,
+)
 from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.memory_map import MemoryMap, alignment
 from systolora_sim.pieces import check_pieces, piece_symbols, pieces_of
@@ -62,6 +69,16 @@ def _check_record(name: str, record: int, config: AcceleratorConfig) -> None:
             f"{name}.amax = {record}: must be below 2^{config.acc_bits}, the accumulators of "
             "this configuration"
         )
+
+
+def _check_base(layer: Layer) -> None:
+    if layer.want_dx:
+        raise CompileError(
+            "cache_base: dX is asked for, so that x changes as what computes it is trained; the "
+            "sums of X.W^T are no constant"
+        )
+    if layer.is_frozen:
+        raise CompileError("cache_base: the layer has no adapter: nothing would be left of Y")
 
 
 def _phase(phase: str) -> None:
@@ -271,6 +288,7 @@ def compile_training(
     schedule: str = "auto",
     micro_batches: int = 1,
     sums: bool = True,
+    cache_base: bool = False,
 ) -> StepProgram:
     """One training step of all layers, or a phase of it, as a program that can run again.
 
@@ -289,12 +307,15 @@ def compile_training(
     micro_batches : pieces in which each layer's batch goes through the passes before the update,
         the same for all phases on an image
     sums : whether the sums of Y in 32 bits are a result, too; training does not need them
+    cache_base : whether the sums of X.W^T are constants in memory, which a step loads instead of
+        computing them: the caller says that x does not change from step to step
 
     Raises
     ------
     CompileError
         If the configuration cannot compute a layer, there is no such phase or schedule, or the
-        batch cannot be cut so (`pieces.check_pieces`).
+        batch cannot be cut so (`pieces.check_pieces`), or with `cache_base` a layer has no low-rank
+        term, or dX is asked for: then what computes x is trained, and x is no constant.
     """
     _phase(phase)
     check_schedule(schedule)
@@ -313,6 +334,8 @@ def compile_training(
         schedules[name] = layer_schedule(schedule, index)
         turned = schedules[name].turned(layer.want_dx)
         add_turned(memory, layer, prefix, turned, config.rows)
+        if cache_base:
+            add_base(memory, layer, prefix)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
     chosen = computed_together(config, state, groups, micro_batches)
@@ -323,7 +346,7 @@ def compile_training(
 
     for number in range(micro_batches):
         lowered = _pass_groups(
-            builder, state, chosen, schedules, (number, micro_batches), sums
+            builder, state, chosen, schedules, (number, micro_batches), sums, cache_base
         )  # fmt: skip
         if phase == "update":
             for layer in (layer for group in lowered for layer in group.layers):
@@ -359,6 +382,7 @@ def _pass_groups(
     schedules: Mapping[str, LayerSchedule],
     piece: tuple[int, int],
     keep_sums: bool,
+    cached: bool,
 ) -> list[Group]:
     """The layers as they go through one pass, those with one product for their x together.
 
@@ -381,7 +405,7 @@ def _pass_groups(
         layers = [
             LayerLowering(
                 builder, state.layers[name].layer, prefix, schedules[name], part, own,
-                keep_sums=keep_sums,
+                keep_sums=keep_sums, cached=cached,
             )
             for name, prefix, part, own in zip(names, prefixes, pieces, held, strict=True)
         ]  # fmt: skip

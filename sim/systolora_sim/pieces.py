@@ -16,7 +16,7 @@ from systolora_sim.training import TrainingState
 __all__ = ["WHOLE", "Piece", "check_pieces", "piece_symbols", "pieces_of"]
 
 #: Tensors with a row for each row of x, and those with a column for each in memory.
-_BY_ROWS = ("x", "dy", "Y", "Y_acc", "dX", "dX.sums", "H.turned", "dH.turned")
+_BY_ROWS = ("x", "dy", "Y", "Y_acc", "Y_base", "dX", "dX.sums", "H.turned", "dH.turned")
 _BY_COLS = ("H", "H.sums", "dH", "dH.sums")
 
 

@@ -175,6 +175,7 @@ class PostBuilder:
         cols: int,
         source: Area | View | int,
         out: Area | View | None,
+        addend: Area | None,
         fields: dict[str, int],
     ) -> Post:
         fields = {"opcode": Opcode.ROWS, "rows": rows, "cols": cols, **fields}
@@ -188,7 +189,7 @@ class PostBuilder:
             acc.append(Rows(fields["dst_base"], fields["dst_base"] + rows))
         if out is not None and fields.get("mode") not in (Mode.INT8, Mode.INT16):
             fields["emit"] = 1
-        reads = None if isinstance(source, int) else source
+        reads = addend if isinstance(source, int) else source
         return self._item(fields, tuple(acc), reads, out, rows + LATENCY)
 
     def rows(
@@ -197,14 +198,15 @@ class PostBuilder:
         cols: int,
         source: Area | View | int,
         out: Area | View | None = None,
+        addend: Area | None = None,
         **fields: int,
     ) -> None:
         """Appends a row operation.
 
         source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
-        its values go.
+        its values go; addend : memory, with `add_stream` and `add`
         """
-        self._add(self._rows(rows, cols, source, out, fields))
+        self._add(self._rows(rows, cols, source, out, addend, fields))
 
     # Background ---------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class PostBuilder:
         """A row operation for `spare`, from memory to memory; `drop` names a Scale it frees."""
         while drop and sum(bool(each) for _, each in self._background) >= BACKGROUND_SCALES:
             self._next()
-        item = self._rows(rows, cols, source, out, fields)
+        item = self._rows(rows, cols, source, out, None, fields)
         item.label = self.label
         self._background.append((item, drop))
         self._writes.add(out.symbol.address)

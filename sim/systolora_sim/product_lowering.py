@@ -60,7 +60,8 @@ class Product:
     are added, not together with a low-rank term, or None; sums : where they go, [M, N], or None;
     keep : whether that is a result, or only for a maximum that comes late; quantize : how they are
     quantized, or None; word : the status word that its events are for, or None if there are none;
-    label, term_label : of the product and its low-rank term in reports.
+    label, term_label : of the product and its low-rank term in reports; cached : the sums without
+    the low-rank term, [M, N], of an earlier step: the array computes the term alone; or None.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Product:
     word: Area | None = None
     label: str = ""
     term_label: str = ""
+    cached: Symbol | None = None
 
     @property
     def m(self) -> int:
@@ -137,6 +139,8 @@ class ProductLowering:
         self.config: AcceleratorConfig = builder.config
         config, term = self.config, product.low_rank
         quantize = product.quantize
+        #: Whether a block has sums and a term, in a bank each.
+        self.paired = term is not None and product.cached is None
         self.just_in_time = quantize is not None and not quantize.streaming
         self.delayed = quantize is not None and quantize.record is not None
         self.plan = plan or plan_blocks(
@@ -144,7 +148,7 @@ class ProductLowering:
             product.m,
             product.n,
             self._group(),
-            low_rank=term is not None,
+            low_rank=self.paired,
             whole_tiles=product.edge is None
             or (term is not None and Dataflow.OS in term.dataflows),
             want_resident=self.just_in_time,
@@ -158,7 +162,9 @@ class ProductLowering:
         #: How operands are cut, of the main product and of the term, by dataflow.
         self.operands: dict[tuple[str, Dataflow], _Weights | _Outputs] = {}
         edge = product.edge
-        if edge is None:
+        if product.cached is not None:
+            assert term is not None
+        elif edge is None:
             self.operands["main", Dataflow.OS] = _Outputs.fit(
                 config, product.streamed, product.stationary, rows
             )
@@ -210,14 +216,16 @@ class ProductLowering:
         config, product = self.config, self.product
         planes = product.streamed.itemsize, product.stationary.itemsize
         rows = min(product.m, config.bank_depth)
-        if product.edge is None:
+        if product.cached is not None:
+            array = ceil_div(rows, config.rows) * config.rows
+        elif product.edge is None:
             tiles = ceil_div(rows, config.rows)
             array = tiles * planes[0] * planes[1] * max(product.k, config.rows)
         else:
             tiles = ceil_div(product.k, config.rows)
             array = tiles * planes[1] * max(self._load(product.edge), rows * planes[0])
         passes = self._passes(product.keep or self.just_in_time)
-        chains = ACC_BANKS // 2 if product.low_rank is not None else ACC_BANKS
+        chains = ACC_BANKS // 2 if self.paired else ACC_BANKS
         latency = config.rows + config.cols + HANDOVER + len(passes) * LATENCY
         return ceil_div(latency, max((chains - 1) * array - sum(passes) * rows, 1))
 
@@ -234,11 +242,13 @@ class ProductLowering:
             if term is None:
                 return []
             dataflow = term.dataflows[block.index % len(term.dataflows)]
-            base = block.term_base
+            base = block.term_base if self.paired else block.base
+        elif self.product.cached is not None:
+            return []
         operands = self.operands[name, dataflow]
         if isinstance(operands, _Weights):
             return list(self._weight_stationary(operands, block, base, cuts))
-        single = name == "term"
+        single = name == "term" and self.paired  # each beside weight-stationary tiles
         return list(self._output_stationary(operands, block, base, single))
 
     def _weight_stationary(
@@ -335,6 +345,11 @@ class ProductLowering:
         term = self.part("term", block)
         main = self.part("main", block, max(1, len(term)))
         cycles = done = 0
+        if not main:
+            for item in term:
+                item.label = product.term_label
+                builder.exec(item)
+                cycles += item.cycles
         for number, item in enumerate(main, 1):
             share = ceil_div(len(term) * number, len(main))
             for each in (*term[done:share], item):
@@ -373,9 +388,9 @@ class ProductLowering:
     def _passes(self, store: bool) -> list[int]:
         """Cycles per row of each row operation on a block, whose sums go to memory or not."""
         sums, quantize = self.product.sums, self.product.quantize
-        first = 1
-        if store and sums is not None:
-            first = ceil_div(self.config.cols * sums.itemsize, self.config.bus_bytes)
+        first, moved = 1, sums if store else self.product.cached
+        if moved is not None:
+            first = ceil_div(self.config.cols * moved.itemsize, self.config.bus_bytes)
         return [first, 1] if quantize is not None and quantize.streaming else [first]
 
     @property
@@ -418,12 +433,16 @@ class ProductLowering:
                 "add": 1,
                 "dst_base": block.base,
             }
-            source = block.term_base
+            source = block.term_base if self.paired else block.base
+        addend = None
+        if product.cached is not None:
+            addend = product.cached.area(block.row0, block.rows, block.col0, block.cols)
+            fields |= {"add_stream": 1}
         out = None
         if store:
             assert product.sums is not None
             out = product.sums.area(block.row0, block.rows, block.col0, block.cols)
-        builder.rows(block.rows, block.cols, source, out, **fields)
+        builder.rows(block.rows, block.cols, source, out, addend, **fields)
         if streaming:
             self._quantize_block(block)
 
@@ -432,7 +451,7 @@ class ProductLowering:
         depth = self.config.bank_depth
         blocks = self.plan.blocks if self.plan.resident and self.just_in_time else group
         used = {block.base // depth for block in blocks}
-        if self.product.low_rank is not None:
+        if self.paired:
             used |= {block.term_base // depth for block in blocks}
         # The next ones' turn comes soon; the one before is still at work on the last group.
         first = group[0].base // depth
@@ -451,7 +470,7 @@ class ProductLowering:
         if len(group) == 1:
             return
         rows = [Rows(block.base, block.base + block.rows) for block in group]
-        if self.product.low_rank is not None:
+        if self.paired:
             rows += [Rows(block.term_base, block.term_base + block.rows) for block in group]
         for item in self.builder.items[first:]:
             if isinstance(item, Post) and item.acc:

@@ -12,7 +12,7 @@ from systolora.contract import DESCRIPTOR_BYTES, STICKY
 from systolora_sim.golden import Master, Optimizer
 from systolora_sim.layer import ADAPTERS, INPUTS, OUTPUTS, Layer, LayerResult
 from systolora_sim.layer_memory import FACTOR_NAMES
-from systolora_sim.memory_map import Symbol
+from systolora_sim.memory_map import Symbol, round_up
 from systolora_sim.numerics import ZERO, Scale
 from systolora_sim.product import ProductResult
 from systolora_sim.training import LayerState, TrainingResult, TrainingState
@@ -124,17 +124,25 @@ class StepProgram:
 
     @property
     def read_window(self) -> tuple[int, int]:
-        """First address of the image, and the first one after the program."""
-        return self.base, self.address + self.length * DESCRIPTOR_BYTES
+        """First address of the image, and the first one after the program's last beat."""
+        return self.base, self.base + self.image.size + self._program_bytes
 
     @property
     def write_window(self) -> tuple[int, int]:
         """Of what the program writes."""
         return self.write_base, self.base + self.image.size
 
+    @property
+    def _program_bytes(self) -> int:
+        """Bytes that the accelerator reads for the program: whole beats."""
+        return round_up(self.length * DESCRIPTOR_BYTES, self.config.bus_bytes)
+
     def memory(self) -> Bytes:
-        """A new copy of all memory from `base` on: the image, then the program."""
-        return np.concatenate([self.image, self.program.reshape(-1)])
+        """A new copy of all memory from `base` on: the image, the program, the rest of a beat."""
+        memory = np.zeros(self.image.size + self._program_bytes, np.uint8)
+        memory[: self.image.size] = self.image
+        memory[self.image.size :][: self.program.size] = self.program.reshape(-1)
+        return memory
 
 
 def needed_symbols(structure: Structure) -> Iterator[str]:
