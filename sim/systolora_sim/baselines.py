@@ -19,6 +19,7 @@ from systolora_sim.limits import CompileError
 from systolora_sim.lowering import check_limits, finish_program, layer_structure
 from systolora_sim.memory_map import MemoryMap
 from systolora_sim.post_builder import PostBuilder
+from systolora_sim.staging import AHEAD
 from systolora_sim.step_lowering import Group, lower_copies
 from systolora_sim.step_program import StepProgram, Structure
 from systolora_sim.training import TrainingState
@@ -45,6 +46,10 @@ _RULES = {
 #: Rows that may stream past a tile of an array whose tiles are fenced, in array heights. Where they
 #: are cut the tile is loaded again, and its load and drain count anew.
 _FENCED_ROWS = 64
+
+#: How far ahead operands are loaded for overlapped weight-stationary tiles: less than usual, since
+#: many loads before short EXECs hold them up in the queues.
+_NEAR = (4096, 12)
 
 _TITLES = {"x": "X", "weight": "W", "dy": "dY", "lora_A": "A", "lora_B": "B"}
 
@@ -183,7 +188,10 @@ def compile_baseline(
         optimizer=state.optimizer.kind,
         seed=state.seed,
     )
-    program = finish_program(builder, memory, image, "step", state.seed, state.step, structure)
+    ahead = _NEAR if WS in rules.dataflows and not rules.fenced else AHEAD
+    program = finish_program(
+        builder, memory, image, "step", state.seed, state.step, structure, ahead=ahead
+    )
     given = {each.name: getattr(program, each.name) for each in fields(program)}
     return BaselineProgram(**given, images=_images(ways), notes=_notes(rules, config))
 

@@ -40,7 +40,7 @@ from systolora_sim.product_lowering import Product, lower_product
 from systolora_sim.quantization import Quantization
 from systolora_sim.schedules import LayerSchedule, check_schedule, layer_schedule
 from systolora_sim.sharing import computed_together, input_groups, stack
-from systolora_sim.staging import stage
+from systolora_sim.staging import AHEAD, stage
 from systolora_sim.step_lowering import Group, lower_copies, lower_pass
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
 from systolora_sim.tokens import place_tokens
@@ -123,14 +123,18 @@ def finish_program(
     step: int,
     structure: Structure,
     schedule: str = "auto",
+    ahead: tuple[int, int] = AHEAD,
 ) -> StepProgram:
-    """The program of what the builder has collected; raises CompileError if it is too long."""
+    """The program of what the builder has collected; raises CompileError if it is too long.
+
+    ahead : how far ahead operands are loaded (`staging`)
+    """
     config = builder.config
     builder.finish()
     if structure.kind == "training" and phase in ("step", "update"):
         builder.control(Control(Action.STEP))
     builder.control(Control(Action.END))
-    ops = stage(config, builder.items)
+    ops = stage(config, builder.items, ahead)
     place_tokens(config, ops)
     program = _encoded(ops)
     end = memory.end + program.size

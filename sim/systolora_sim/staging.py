@@ -16,11 +16,11 @@ from systolora_sim.memory_map import Area
 from systolora_sim.tokens import Cells
 from systolora_sim.work import Control, Exec, Item, Op, Post, Rows, Tile
 
-__all__ = ["stage"]
+__all__ = ["AHEAD", "stage"]
 
 #: Cycles of array work between an EXEC and the last one whose operands are loaded before it, and
 #: how many EXECs that may be.
-AHEAD_CYCLES, AHEAD = 8192, 24
+AHEAD = 8192, 24
 #: Array work since a tile was read after which a load may take its place without waiting for it.
 RECENT_CYCLES = 2048
 
@@ -93,8 +93,10 @@ class _Space:
 
 
 class _Stager:
-    def __init__(self, config: AcceleratorConfig, items: Sequence[Item]) -> None:
-        self.config, self.items = config, items
+    def __init__(
+        self, config: AcceleratorConfig, items: Sequence[Item], ahead: tuple[int, int]
+    ) -> None:
+        self.config, self.items, self.ahead = config, items, ahead
         self.ops: list[Op] = []
         self.spaces = {
             Buffer.ACT: _Space(config.act_entries),
@@ -148,8 +150,8 @@ class _Stager:
             self._recent += 1
             self._since -= self.execs[self._recent].cycles
         cycles = 0
-        for ahead in range(number, min(number + AHEAD, len(self.execs))):
-            if cycles > AHEAD_CYCLES:
+        for ahead in range(number, min(number + self.ahead[1], len(self.execs))):
+            if cycles > self.ahead[0]:
                 return
             for version in self.versions[ahead]:
                 if not self._load(version, position, ahead):
@@ -211,6 +213,11 @@ class _Stager:
         self.ops.append(op)
 
 
-def stage(config: AcceleratorConfig, items: Sequence[Item]) -> list[Op]:
-    """The items as descriptors, with the loads that their operands need, without tokens."""
-    return _Stager(config, items).run()
+def stage(
+    config: AcceleratorConfig, items: Sequence[Item], ahead: tuple[int, int] = AHEAD
+) -> list[Op]:
+    """The items as descriptors, with the loads that their operands need, without tokens.
+
+    ahead : how far before its EXEC a tile may be loaded, as `AHEAD`
+    """
+    return _Stager(config, items, ahead).run()
