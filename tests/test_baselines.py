@@ -1,5 +1,6 @@
 """Baselines: the golden model's bits on the machine and on the RTL, and the textbook's cycles."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,35 @@ def test_products_on_the_rtl(name):
         assert cycles == closed + 6 * TILES[name]
     else:
         assert closed <= cycles <= 1.04 * closed
+
+
+def documented() -> dict[tuple[str, int], tuple[float, float]]:
+    """Of docs/baselines.md: measured share and that of the closed forms, by name and batch."""
+    text = (Path(__file__).parents[1] / "docs" / "baselines.md").read_text(encoding="utf-8")
+    found = {}
+    for name, *cells in re.findall(r"^\| ([a-z-]+)" + r" \| ([\d.]+)%" * 4, text, re.MULTILINE):
+        four, closed_four, one, closed_one = map(float, cells)
+        found |= {(name, 4): (four, closed_four), (name, 1): (one, closed_one)}
+    return found
+
+
+def test_the_documented_closed_forms():
+    layers, table = load_workload("sd15-kv").layers, documented()
+    assert len(table) == 2 * len(BASELINES)
+    for (name, batch), (_, closed) in table.items():
+        cycles = sum(textbook_cycles(name, layers, 4, batch, PAPER).values())
+        assert round(100 * share(layers, 4, batch, cycles), 1) == closed
+
+
+@pytest.mark.slow
+def test_the_documented_shares():
+    """Within half a point: the compiler's order of loads may move them a little."""
+    given = load_workload("sd15-kv")
+    for (name, batch), (measured, _) in documented().items():
+        before = state(given, rank=4, batch=batch, blank=True)
+        program = compile_baseline(name, before, PAPER)
+        cycles = time_program(program.config, program.program).cycles
+        assert 100 * share(given.layers, 4, batch, cycles) == pytest.approx(measured, abs=0.5)
 
 
 # Configurations and refusals ------------------------------------------------------------------

@@ -65,11 +65,6 @@ class RigidLayer(LayerLowering):
         edge = Edge.TOP if self.ways.stored[tensor] == order else Edge.LEFT
         return streamed, self.symbol(tensor), edge
 
-    @property
-    def waits(self) -> bool:
-        """Whether dB reads H as the device leaves it."""
-        return self.symbol("H") in self.operands("dB")
-
     def gradient(self, name: str) -> Symbol:
         """dA or dB as its update reads it; its Scale has the name of the result."""
         return replace(self.ordered(name, GRADIENTS[name]), name=self.name(name))
@@ -170,9 +165,8 @@ def lower_rigid_pass(
     """Appends the products of all layers.
 
     As in `step_lowering` the short products of a layer come before the long ones of the layer
-    before, beside which the post-processor does the rest: H, dH, dB of layer n + 1, dA, dX and Y of
-    layer n. What a product reads was quantized while another one ran; where dB reads H itself and
-    no image, dA comes before it to give H the time.
+    before, beside which the post-processor does the rest: H of layer n + 2, dH and dB of layer
+    n + 1, dA, dX and Y of layer n. So what a product reads was quantized while others ran.
 
     updated : called with a layer and the name of its gradient when that has been computed
     """
@@ -181,23 +175,24 @@ def lower_rigid_pass(
         builder.put_off(layer.word, [layer.gradient_scale(gradient)])
         updated(layer, gradient)
 
+    def forward(number: int) -> None:
+        if number < len(layers):
+            layers[number].H()
+            step = layers[number].quantize("H")
+            builder.put_off_until(2 * number, layers[number].word, step)
+
+    forward(0)
     for number, following in enumerate([*layers, None]):
-        layer = layers[number - 1] if number else None
+        forward(number + 1)
         if following is not None:
-            following.H()
-            builder.put_off_until(2 * number, following.word, following.quantize("H"))
             following.dH()
             builder.put_off_until(2 * number + 1, following.word, following.quantize("dH"))
-            if not following.waits:
-                following.dB()
-                finished(following, "dB")
-        if layer is not None:
-            layer.dA()
-            finished(layer, "dA")
-        if following is not None and following.waits:
             following.dB()
             finished(following, "dB")
-        if layer is not None:
+        if number:
+            layer = layers[number - 1]
+            layer.dA()
+            finished(layer, "dA")
             if layer.layer.want_dx:
                 layer.dX()
             layer.Y()
