@@ -17,7 +17,7 @@ from systolora_sim.baseline_ways import OS, PRODUCTS, WS, Rules, Ways, choose
 from systolora_sim.layer import Layer
 from systolora_sim.limits import CompileError
 from systolora_sim.lowering import check_limits, finish_program, layer_structure
-from systolora_sim.memory_map import MemoryMap
+from systolora_sim.memory_map import MemoryMap, alignment
 from systolora_sim.post_builder import PostBuilder
 from systolora_sim.staging import AHEAD
 from systolora_sim.step_lowering import Group, lower_copies
@@ -169,7 +169,7 @@ def compile_baseline(
     rules, config = _rules(name), baseline_config(name, config)
     _check(state, config)
     ways = {each: _ways(rules, held.layer, config) for each, held in state.layers.items()}
-    memory = MemoryMap(base)
+    memory = MemoryMap(base, alignment(config))
     image = place_baseline(memory, state, ways)
     builder = (FencedBuilder if rules.fenced else PostBuilder)(config, memory.symbols)
     layers = {

@@ -190,7 +190,8 @@ class LayerLowering:
         dh, db = self._sums("dH", "lora_B", "dy", Edge.LEFT), self._sums("dB", "H", "dy", Edge.TOP)
         if db.edge is None:
             self.turn("dB")
-        if db.edge is None or not lower_gradients(builder, dh, db):
+        apart = db.edge is None or not self.schedule.pair
+        if apart or not lower_gradients(builder, dh, db):
             lower_product(builder, dh)
             lower_product(builder, db)
 
@@ -270,6 +271,7 @@ class LayerLowering:
             word=self.word,
             label=self.label(name),
             term_label=self.label("term"),
+            columns_first=self.schedule.columns_first,
             cached=self.symbol("Y_base") if name == "Y" and self.cached else None,
         )
 

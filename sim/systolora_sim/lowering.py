@@ -38,8 +38,8 @@ from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
 from systolora_sim.product_lowering import Product, lower_product
 from systolora_sim.quantization import Quantization
-from systolora_sim.schedules import LayerSchedule, check_schedule, layer_schedule
-from systolora_sim.sharing import computed_together, input_groups, stack
+from systolora_sim.schedules import LayerSchedule, StepSchedule, layer_schedule, step_schedule
+from systolora_sim.sharing import input_groups, stack
 from systolora_sim.staging import AHEAD, stage
 from systolora_sim.step_lowering import Group, lower_copies, lower_pass
 from systolora_sim.step_program import PHASES, LayerStructure, StepProgram, Structure
@@ -289,7 +289,7 @@ def compile_training(
     phase: str = "step",
     *,
     base: int = 0,
-    schedule: str = "auto",
+    schedule: str | StepSchedule = "auto",
     micro_batches: int = 1,
     sums: bool = True,
     cache_base: bool = False,
@@ -307,7 +307,8 @@ def compile_training(
     config : AcceleratorConfig
     phase : one of `PHASES`
     base : first address of the image, a multiple of 64, and of a beat
-    schedule : one of `schedules.SCHEDULES`, the same for all phases on an image
+    schedule : one of `schedules.SCHEDULES`, or what `scheduler` found; the same for all phases on
+        an image
     micro_batches : pieces in which each layer's batch goes through the passes before the update,
         the same for all phases on an image
     sums : whether the sums of Y in 32 bits are a result, too; training does not need them
@@ -322,7 +323,9 @@ def compile_training(
         term, or dX is asked for: then what computes x is trained, and x is no constant.
     """
     _phase(phase)
-    check_schedule(schedule)
+    if isinstance(schedule, str):
+        schedule = step_schedule(schedule, state.layers)
+    schedules = schedule.layers
     for name, each in state.layers.items():
         try:
             check_limits(each.layer, config)
@@ -332,17 +335,15 @@ def compile_training(
     groups = input_groups(state)
     memory = MemoryMap(base, alignment(config))
     add_training(memory, state, groups, micro_batches)
-    schedules = {}
-    for index, (name, each) in enumerate(state.layers.items()):
+    for name, each in state.layers.items():
         layer, prefix = each.layer, f"{name}/" if name else ""
-        schedules[name] = layer_schedule(schedule, index)
         turned = schedules[name].turned(layer.want_dx)
         add_turned(memory, layer, prefix, turned, config.rows)
         if cache_base:
             add_base(memory, layer, prefix)
     image = memory.place()
     builder = PostBuilder(config, memory.symbols)
-    chosen = computed_together(config, state, groups, micro_batches)
+    chosen = groups if schedule.together else [(name,) for name in state.layers]
 
     def updated(layer: LayerLowering, gradient: str) -> None:
         if phase == "step":
@@ -375,7 +376,7 @@ def compile_training(
         seed=state.seed,
     )
     return finish_program(
-        builder, memory, image, phase, state.seed, state.step, structure, schedule
+        builder, memory, image, phase, state.seed, state.step, structure, schedule.name
     )
 
 

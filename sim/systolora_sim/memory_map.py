@@ -1,8 +1,9 @@
 """Where the tensors of a program lie in memory.
 
 An image begins with what is only read; the part that programs write follows. Every tensor starts at
-a multiple of 64 bytes, and so does each of its rows, whatever the bus up to 512 bits (128 bytes for
-1024 bits): one image serves all configurations (but for the identity matrix of some schedules, which is as large as the array).
+a multiple of 64 bytes, and so does each of its rows, whatever the bus up to 512 bits: one image
+serves all these configurations (but for the identity matrix of some schedules, which is as large as
+the array). For 1024 bits it is 128 bytes.
 Scales are int32 [2] = [m, e], maxima and status words int64 [1], as in files.
 """
 

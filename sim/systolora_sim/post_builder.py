@@ -198,15 +198,24 @@ class PostBuilder:
         cols: int,
         source: Area | View | int,
         out: Area | View | None = None,
-        addend: Area | None = None,
         **fields: int,
     ) -> None:
         """Appends a row operation.
 
         source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
-        its values go; addend : memory, with `add_stream` and `add`
+        its values go.
         """
-        self._add(self._rows(rows, cols, source, out, addend, fields))
+        self._add(self._rows(rows, cols, source, out, None, fields))
+
+    def join(
+        self, source: int, addend: Area, out: Area | View | None = None, **fields: int
+    ) -> None:
+        """Appends a row operation that adds rows in memory to those from accumulator row `source`.
+
+        out : as of `rows`
+        """
+        fields |= {"add": 1, "add_stream": 1}
+        self._add(self._rows(addend.rows, addend.cols, source, out, addend, fields))
 
     # Background ---------------------------------------------------------------------------------
 

@@ -61,7 +61,9 @@ class Product:
     keep : whether that is a result, or only for a maximum that comes late; quantize : how they are
     quantized, or None; word : the status word that its events are for, or None if there are none;
     label, term_label : of the product and its low-rank term in reports; cached : the sums without
-    the low-rank term, [M, N], of an earlier step: the array computes the term alone; or None.
+    the low-rank term, [M, N], of an earlier step: the array computes the term alone; or None;
+    columns_first : whether all rows pass a column block before the next one comes; None: the order
+    that reads less from memory.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Product:
     label: str = ""
     term_label: str = ""
     cached: Symbol | None = None
+    columns_first: bool | None = None
 
     @property
     def m(self) -> int:
@@ -190,9 +193,11 @@ class ProductLowering:
         """Whether all rows pass a column block before the next one comes.
 
         Then a stationary tile is loaded once, and the streamed rows stay in their buffer if all of
-        them fit: the order that reads less from memory.
+        them fit.
         """
         config, product = self.config, self.product
+        if product.columns_first is not None:
+            return product.columns_first
         if product.edge is None:
             return False
         streamed = product.m * ceil_div(
@@ -434,15 +439,15 @@ class ProductLowering:
                 "dst_base": block.base,
             }
             source = block.term_base if self.paired else block.base
-        addend = None
-        if product.cached is not None:
-            addend = product.cached.area(block.row0, block.rows, block.col0, block.cols)
-            fields |= {"add_stream": 1}
         out = None
         if store:
             assert product.sums is not None
             out = product.sums.area(block.row0, block.rows, block.col0, block.cols)
-        builder.rows(block.rows, block.cols, source, out, addend, **fields)
+        if product.cached is not None:
+            area = product.cached.area(block.row0, block.rows, block.col0, block.cols)
+            builder.join(block.base, area, out, **fields)
+        else:
+            builder.rows(block.rows, block.cols, source, out, **fields)
         if streaming:
             self._quantize_block(block)
 

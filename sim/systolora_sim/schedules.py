@@ -1,4 +1,4 @@
-"""Schedules: which dataflow computes each product that has a choice. None changes a bit.
+"""Schedules: how each product that has a choice is computed. None changes a bit.
 
 =======  ================================  =============================
 name     low-rank terms of Y and dX        gradients dB^T and dA
@@ -9,16 +9,22 @@ os       output stationary                 output stationary
 mixed    blocks of the output alternate    layers and gradients alternate
 =======  ================================  =============================
 
+"best" is none of these: `scheduler` picks it for a training step by the cycle model.
+
 A weight-stationary term streams the rows of H or dH, an output-stationary gradient wants them
 reduction-major: both need [N, r], which the array makes by a transposition (`transpose_lowering`).
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from systolora.contract import Dataflow
 from systolora_sim.limits import CompileError
 
-__all__ = ["SCHEDULES", "LayerSchedule", "check_schedule", "layer_schedule"]
+__all__ = [
+    "SCHEDULES", "LayerSchedule", "StepSchedule", "check_schedule", "layer_schedule",
+    "step_schedule",
+]  # fmt: skip
 
 SCHEDULES = ("auto", "ws", "os", "mixed")
 
@@ -31,11 +37,15 @@ class LayerSchedule:
     """The dataflows of one layer.
 
     terms : of Y and dX, the low-rank term's, block after block from the first on, again and again;
-    gradients : of dB and dA.
+    gradients : of dB and dA; pair : whether dY is loaded once for dH and dB where that is possible;
+    columns_first : whether all rows of Y and dX pass a column block before the next one comes;
+    None: the order that reads less.
     """
 
     terms: dict[str, tuple[Dataflow, ...]]
     gradients: dict[str, Dataflow]
+    pair: bool = True
+    columns_first: bool | None = None
 
     def turns(self, product: str) -> tuple[str, ...]:
         """The tensors that must lie as [N, r] before a product can begin."""
@@ -50,6 +60,18 @@ class LayerSchedule:
         products = [name for name in _TAKES if want_dx or name != "dX"]
         needed = {tensor for name in products for tensor in self.turns(name)}
         return tuple(sorted(needed, reverse=True))
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """The schedule of a training step.
+
+    layers : by name; together : whether H and dA of layers with one x are one product each
+    """
+
+    name: str
+    layers: Mapping[str, LayerSchedule]
+    together: bool = True
 
 
 def check_schedule(name: str) -> None:
@@ -72,3 +94,8 @@ def layer_schedule(name: str, index: int) -> LayerSchedule:
     return LayerSchedule(
         terms={"Y": (term,), "dX": (term,)}, gradients={"dB": gradient, "dA": gradient}
     )
+
+
+def step_schedule(name: str, layers: Iterable[str]) -> StepSchedule:
+    """A schedule's dataflows for layers in their order; raises CompileError."""
+    return StepSchedule(name, {each: layer_schedule(name, n) for n, each in enumerate(layers)})

@@ -11,17 +11,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from systolora.config import AcceleratorConfig
-from systolora_sim.blocks import ceil_div
 from systolora_sim.layer import Layer
 from systolora_sim.memory_map import Part, Symbol
 from systolora_sim.training import TrainingState
 
-__all__ = ["computed_together", "input_groups", "part", "stack"]
-
-#: About how many cycles it costs a layer that its H is quantized from memory and its sticky bits
-#: come and go more often.
-OVERHEAD = 100
+__all__ = ["input_groups", "part", "stack"]
 
 
 def _key(layer: Layer) -> tuple[object, ...]:
@@ -44,40 +38,6 @@ def input_groups(state: TrainingState) -> list[tuple[str, ...]]:
         largest = max(names, key=lambda name: state.layers[name].layer.outputs)
         names.append(names.pop(names.index(largest)))
     return [tuple(names) for names in groups.values()]
-
-
-def _worth_it(config: AcceleratorConfig, layers: Sequence[Layer], pieces: int) -> bool:
-    """Whether layers with one input gain by being computed together.
-
-    A small x stays in the stationary buffer from layer to layer. What is left to gain is the
-    array's time where fewer rows stream past a tile than it takes cycles to enter.
-    """
-    rows, inputs = -(-layers[0].batch // pieces), layers[0].inputs
-    if 2 * rows * inputs * layers[0].x.itemsize > config.wgt_bytes:
-        return True
-    gain = 0
-    for load, tiles in (
-        (config.left_load, ceil_div(rows, config.cols) * ceil_div(inputs, config.rows)),
-        (config.top_load, ceil_div(inputs, config.cols) * ceil_div(rows, config.rows)),
-    ):
-        apart = sum(max(load, layer.rank) for layer in layers)
-        gain += tiles * (apart - max(load, sum(layer.rank for layer in layers)))
-    return gain > OVERHEAD * len(layers)
-
-
-def computed_together(
-    config: AcceleratorConfig,
-    state: TrainingState,
-    groups: Sequence[tuple[str, ...]],
-    pieces: int,
-) -> list[tuple[str, ...]]:
-    """The groups, but each layer by itself where that is better; pieces : of each batch."""
-    chosen = []
-    for names in groups:
-        layers = [state.layers[name].layer for name in names]
-        together = len(names) > 1
-        chosen += [names] if together else [(name,) for name in names]
-    return chosen
 
 
 def part(whole: Symbol, name: str, first: int, rows: int) -> Part:
