@@ -12,7 +12,14 @@ from systolora_sim.lowering import compile_training
 from systolora_sim.sharing import input_groups
 from systolora_sim.training import run_steps
 from systolora_sim.unet_macs import SD15, SDXL, count_ops
-from systolora_sim.workload import WORKLOADS, Workload, WorkloadError, load_workload, state
+from systolora_sim.workload import (
+    WORKLOADS,
+    Workload,
+    WorkloadError,
+    WorkloadLayer,
+    load_workload,
+    state,
+)
 from test_training import same
 
 KV = ("attn2.to_k", "attn2.to_v")
@@ -176,6 +183,19 @@ def test_a_report_shows_repeats_once():
     assert shown["r64.attn1.to_out"]["count"] == 1
 
 
+def test_which_inputs_are_constant():
+    """The text of the U-Nets: its encoder is frozen. Hidden states change as adapters do."""
+    for name in WORKLOADS:
+        constant = {layer.name for layer in load_workload(name).layers if layer.constant}
+        text = {layer.name for layer in load_workload(name).layers if layer.input == "text"}
+        assert constant == text
+        entries = load_workload(name).to_dict()["layers"]
+        shown = {entry["name"]: entry["input"] for entry in entries if "constant" in entry}
+        assert set(shown.values()) == ({"text"} if text else set())
+        assert all(entry.get("constant", True) is True for entry in entries)
+        assert bool(text) == name.startswith(("sd15", "sdxl"))
+
+
 # User files -----------------------------------------------------------------------------------
 
 GOOD = """
@@ -232,6 +252,13 @@ def test_a_user_file(tmp_path):
     assert workload.step is None and workload.rank is None
 
 
+def test_repeats_that_differ_in_being_constant_are_two_entries():
+    layer = WorkloadLayer(name="a.0", input="x", rows=3, d=4, k=5, dx=False)
+    other = replace(layer, name="a.1", input="y", constant=True)
+    workload = Workload(name="w", title="t", source="s", layers=(layer, other))
+    assert [entry["name"] for entry in workload.to_dict()["layers"]] == ["a.0", "a.1"]
+
+
 def test_numbers_have_one_width(tmp_path):
     text = GOOD.replace("count = 2\nshared", "count = 11\nshared")
     names = [layer.name for layer in load_workload(written(tmp_path, text)).layers]
@@ -243,6 +270,19 @@ def test_a_step(tmp_path):
     step = load_workload(written(tmp_path, text)).step
     assert step is not None and (step.macs, step.source) == (1000000, "counted")
 
+
+#: Two layers with the input "text", one of them constant.
+SAME = """input = "text"
+rows = 5
+d = 10
+k = 3
+constant = true
+[[layer]]
+name = "q.2"
+input = "text"
+rows = 5
+d = 10
+k = 3"""
 
 BAD = [
     (('title = "mine"', ""), "title: missing: must be there"),
@@ -263,6 +303,12 @@ BAD = [
     (('name = "q"', 'name = "a/b"'), "layer a/b: name: 'a/b': must be a name without a slash"),
     (('name = "v"', 'name = "q"'), "layer q.0: name: two layers have it: must be unique"),
     (('input = "text"', 'input = "hidden.0"'), "layer c.0: rows: 5: must be 9 as in q.0, which"),
+    (("shared = true", "shared = true\nconstant = 1"), "layer c: constant: 1: must be true or "),
+    (("dx = true", "dx = true\nconstant = true"), "layer q: constant: true: must be false with dx"),
+    (
+        ('input = "hidden"\nrows = 9\nd = 20\nk = 12\ndx = true\ncount = 2', SAME),
+        "layer q.2: constant: false: must be true as in q, which has the same input text",
+    ),
     (("[[layer]]\nname", "[step]\nmacs = 0\nsource = ''\n[[layer]]\nname"), "step: macs: 0: must "),
     (("[[layer]]\nname", "[step]\nmacs = 5\n[[layer]]\nname"), "step: source: missing"),
 ]

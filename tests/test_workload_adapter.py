@@ -70,6 +70,7 @@ def test_the_three_namings(tmp_path, scheme):
     for layer in workload.layers:
         text = layer.d == 24
         assert (layer.rows, layer.dx) == ((7, False) if text else (16, True))
+        assert layer.constant == text
     assert workload.rank is not None
     assert state(workload, rank=workload.rank, batch=2).layers.keys() == {
         layer.name for layer in workload.layers

@@ -37,6 +37,7 @@ _LAYER: dict[str, tuple[type, Any]] = {
     "d": (int, None),
     "k": (int, None),
     "dx": (bool, False),
+    "constant": (bool, False),
     "count": (int, 1),
     "shared": (bool, False),
 }

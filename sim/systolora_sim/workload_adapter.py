@@ -4,7 +4,8 @@ What a file does not tell follows from the layers' names, of which only the last
 dots or kohya's underscores between them:
 
 - `attn2.to_k`, `attn2.to_v`, and `encoder_attn.k_proj`, `.v_proj` read the text or what another
-  encoder made of it: all of the same width share one input, which is not trained: no dX.
+  encoder made of it: all of the same width share one input, which is not trained: no dX, and
+  constant.
 - `to_q`, `to_k`, `to_v` of another attention share its input, and so do `q_proj`, `k_proj`,
   `v_proj`; `query`, `key`, `value`; `add_q_proj`, `add_k_proj`, `add_v_proj`; `gate_proj`,
   `up_proj`.
@@ -116,6 +117,7 @@ def _workload(path: Path, rows: int, text_rows: int) -> Workload:
                     d=d,
                     k=k,
                     dx=not context,
+                    constant=context,
                 )
             )
         except WorkloadError as error:

@@ -10,6 +10,8 @@ __all__ = ["MAX_LAYERS", "StepMacs", "Workload", "WorkloadError", "WorkloadLayer
 
 #: So that a repeat count that is a slip of the pen ends in a message and not in a full memory.
 MAX_LAYERS = 4096
+#: Keys of an entry of `Workload.to_dict` that tell no shape.
+_NAMING = ("name", "input", "count")
 _NUMBERED = re.compile(r"(.+)\.\d+")
 
 
@@ -42,11 +44,13 @@ class WorkloadLayer:
         Inputs and outputs: X is [N, d], the weight [k, d].
     dx : bool
         Whether the gradient with respect to X is computed.
+    constant : bool
+        Whether X does not change from step to step: what a frozen encoder makes of one prompt.
 
     Raises
     ------
     WorkloadError
-        On a size outside 1 to 131071, or a name that cannot be one.
+        On a size outside 1 to 131071, a name that cannot be one, or a constant X with a dX.
     """
 
     name: str
@@ -55,6 +59,7 @@ class WorkloadLayer:
     d: int
     k: int
     dx: bool
+    constant: bool = False
 
     def __post_init__(self) -> None:
         for key in ("name", "input"):
@@ -63,6 +68,8 @@ class WorkloadLayer:
                 raise WorkloadError(f"{key}: {value!r}: must be a name without a slash")
         for key in ("rows", "d", "k"):
             check_size(key, getattr(self, key))
+        if self.constant and self.dx:
+            raise WorkloadError("constant: true: must be false with dx: what computes X is trained")
 
     def macs(self, rank: int, batch: int) -> dict[str, int]:
         """Multiplications of one training step, by product (numerics section 5)."""
@@ -111,7 +118,7 @@ class Workload:
     ------
     WorkloadError
         If there is no layer or there are too many, two have the same name, or layers with one
-        input disagree on its shape.
+        input disagree on its shape, or on whether it is constant.
     """
 
     name: str
@@ -131,11 +138,11 @@ class Workload:
                 raise WorkloadError(f"layer {layer.name}: name: two layers have it: must be unique")
             seen.add(layer.name)
             first = inputs.setdefault(layer.input, layer)
-            for key in ("rows", "d"):
+            for key in ("rows", "d", "constant"):
                 wanted, value = getattr(first, key), getattr(layer, key)
                 if value != wanted:
                     raise WorkloadError(
-                        f"layer {layer.name}: {key}: {value}: must be {wanted} as in "
+                        f"layer {layer.name}: {key}: {_word(value)}: must be {_word(wanted)} as in "
                         f"{first.name}, which has the same input {layer.input}"
                     )
 
@@ -144,13 +151,16 @@ class Workload:
 
         A run of layers `<stem>.<number>` of the same shapes gives one entry, named by the stem,
         with their `count`; its input is theirs if it is one, and its stem if they have one each.
+        `constant` is there only where it is true.
         """
         entries: list[dict[str, Any]] = []
         for layer in self.layers:
             shapes = {"rows": layer.rows, "d": layer.d, "k": layer.k, "dx": layer.dx}
+            if layer.constant:
+                shapes["constant"] = True
             last = entries[-1] if entries else None
             if last is not None and _stem(last["name"]) == _stem(layer.name) != layer.name:
-                same = all(last[key] == value for key, value in shapes.items())
+                same = {key: last[key] for key in last if key not in _NAMING} == shapes
                 one = last["input"] in (layer.input, _stem(layer.input))
                 own = last["count"] == 1 and _stem(last["input"]) == _stem(layer.input)
                 if same and (one or own):
@@ -182,6 +192,11 @@ class Workload:
             "source": self.step.source,
             "step_speedup_bound": whole / max(whole - adapted, 1),
         }
+
+
+def _word(value: int) -> str:
+    """A value as a TOML file has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _stem(name: str) -> str:
