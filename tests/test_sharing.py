@@ -16,6 +16,7 @@ from systolora_sim.machine_backend import run_program
 from systolora_sim.numerics import Scale
 from systolora_sim.rtl_backend import IMAGE_BASE, RtlOptions, mismatches, run_on_rtl
 from systolora_sim.runner import BUILD_DIR
+from systolora_sim.schedules import step_schedule
 from systolora_sim.step_program import read_back
 from systolora_sim.system_machine import Memory, SystemMachine
 from systolora_sim.training import TrainingResult, TrainingState, run_steps
@@ -28,12 +29,6 @@ OUTPUTS = frozenset({"H", "Y", "dH", "dX"})
 WIDE = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy", "H", "Y", "dH", "dX"), 16)
 #: Records that are small enough for values to be clipped.
 RECORDS = {"H": 9000, "Y": 40000, "dH": 9000, "dX": 40000}
-
-
-@pytest.fixture
-def together(monkeypatch) -> None:
-    """Layers with one input are computed together however small they are."""
-    monkeypatch.setattr(sharing, "_worth_it", lambda *_: True)
 
 
 def shared_state(
@@ -55,19 +50,16 @@ def shared_state(
     return replace(state, layers=layers)
 
 
-def apart(monkeypatch) -> None:
-    """From now on each layer is computed by itself."""
-    monkeypatch.setattr(sharing, "_worth_it", lambda *_: False)
-
-
-def bytes_read(state: TrainingState, config: AcceleratorConfig, phase: str = "step") -> int:
-    program = compile_training(state, config, phase)
+def bytes_read(
+    state: TrainingState, config: AcceleratorConfig, phase: str = "step", together: bool = True
+) -> int:
+    schedule = replace(step_schedule("auto", state.layers), together=together)
+    program = compile_training(state, config, phase, schedule=schedule)
     memory = Memory(program.base, program.memory())
     machine = SystemMachine(config, memory, program.read_window, program.write_window)
     return machine.run(program.address, program.length, 1, program.word_base, 0).counters.bytes_read
 
 
-@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("config", [TINY, DEFAULT, *ODD.values()])
 @pytest.mark.parametrize(
     "fields",
@@ -86,18 +78,17 @@ def test_shared_inputs_give_the_golden_bits(fields, config):
     check_training(shared_state([(18, 3), (9, 5), (30, 1)], **fields), config, runs=2)
 
 
-@pytest.mark.usefixtures("together")
 def test_a_group_among_others():
     """Groups are of those with the same x, wherever they stand."""
     state = shared_state([(18, 3), (9, 5), (7, 2), (11, 4)], apart=1)
-    names = [f"layer{n}" for n in (0, 2, 3)]
+    # The largest one comes last
+    names = [f"layer{n}" for n in (2, 3, 0)]
     assert sharing.input_groups(state) == [tuple(names), ("layer1",)]
     program = check_training(state, TINY, runs=2)
     assert len({program.symbols[f"{name}/x"] for name in names}) == 1
     assert program.symbols["layer1/x"] != program.symbols["layer0/x"]
 
 
-@pytest.mark.usefixtures("together")
 def test_sticky_bits_stay_with_their_layer():
     """Only the second of three layers clips, in H and in dX; the third one's Scale saturates."""
     state = shared_state([(18, 3), (9, 5), (7, 2)], delayed=OUTPUTS)
@@ -124,7 +115,6 @@ def test_another_scale_is_another_input():
     check_training(state, TINY)
 
 
-@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("schedule", ["ws", "os", "mixed"])
 def test_schedules_of_shared_inputs(schedule):
     state = shared_state([(18, 3), (9, 5)], delayed=OUTPUTS)
@@ -135,7 +125,6 @@ def test_schedules_of_shared_inputs(schedule):
         assert same(got, run_steps(state, 1))
 
 
-@pytest.mark.usefixtures("together")
 def test_phases_of_shared_inputs_are_a_step():
     state = shared_state([(18, 3), (9, 5)], delayed=OUTPUTS, amax=RECORDS)
     image = None
@@ -148,15 +137,13 @@ def test_phases_of_shared_inputs_are_a_step():
     np.testing.assert_array_equal(image[: whole.image.size], expected)
 
 
-def test_shared_inputs_are_read_less(monkeypatch):
-    """An x that fits no buffer is read about as often for three layers as for one."""
+def test_shared_inputs_are_read_less():
+    """An x that fits no buffer is read once for each product, which several layers share."""
     state = shared_state([(8, 4)] * 3, n=150, d=260)
-    config = TINY
-    shared = bytes_read(state, config)
     size = state.layers["layer0"].layer.x.size
-    apart(monkeypatch)
-    # Of H and dA: each once for the group instead of once for each layer
-    assert bytes_read(state, config) - shared > 0.9 * 2 * 2 * size
+    apart = bytes_read(state, TINY, together=False)
+    # H and dA of three layers are two products each
+    assert apart - bytes_read(state, TINY) > 0.9 * 2 * size
 
 
 def check_rtl(state: TrainingState, config: AcceleratorConfig, runs: int, stall: int) -> None:
@@ -167,27 +154,12 @@ def check_rtl(state: TrainingState, config: AcceleratorConfig, runs: int, stall:
     np.testing.assert_array_equal(run_program(program, runs), result.image)
 
 
-@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shared_inputs_on_rtl(name):
     print(f"seed {SEED}, stall seed 6")
     check_rtl(shared_state([(18, 3), (9, 5), (30, 1)], delayed=OUTPUTS), CONFIGS[name], 2, 6)
 
 
-@pytest.mark.usefixtures("together")
 def test_more_rows_than_a_bank_on_rtl():
     fields = {"delayed": OUTPUTS, "amax": RECORDS, "stochastic": OUTPUTS}
     check_rtl(shared_state([(5, 40), (6, 33)], **fields), CONFIGS["8x4s4"], 2, 7)
-
-
-def test_small_inputs_are_not_worth_it():
-    """They stay in the buffer anyway; but not where a tile takes longer to enter than its rows."""
-    small, config = shared_state([(40, 8)] * 2, n=77, d=320), DEFAULT
-    groups = sharing.input_groups(small)
-    assert groups == [("layer0", "layer1")]
-    assert sharing.computed_together(config, small, groups, 1) == [("layer0",), ("layer1",)]
-    slow = config.with_fields(segments=1)
-    assert sharing.computed_together(slow, small, groups, 1) == groups
-    large = shared_state([(40, 8)] * 2, n=308, d=320)
-    assert sharing.computed_together(config, large, groups, 1) == groups
-    assert sharing.computed_together(config, large, groups, 4) == [("layer0",), ("layer1",)]

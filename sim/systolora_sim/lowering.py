@@ -329,6 +329,8 @@ def compile_training(
     for name, each in state.layers.items():
         try:
             check_limits(each.layer, config)
+            if cache_base:
+                _check_base(each.layer)
         except CompileError as error:
             raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
     check_pieces(state, micro_batches)
