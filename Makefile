@@ -14,7 +14,7 @@ help:
 	@echo "make verilog   generate the default configuration and drive a layer through it"
 	@echo "make test      the tests (about 10 minutes on 2 cores)"
 	@echo "make test-all  the slow tests too"
-	@echo "make bench     measure the figures of the README"
+	@echo "make bench     measure the figures of the README (hours; goes on where it was stopped)"
 	@echo "make lint      ruff and pyright"
 	@echo "make clean     remove build/ and .venv/"
 
@@ -30,6 +30,7 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/utilization.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

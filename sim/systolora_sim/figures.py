@@ -276,8 +276,10 @@ def render(figures: dict[str, Any]) -> str:
         "Where the cycles go, in the same order. Limit: MACs / (R * C). Padding: beats of tiles "
         "that are not full (columns, rows, reductions beyond the tensor). Waits: the next EXEC has "
         "no LOAD's token; the next tile has no post "
-        "token or its bank is in use. Other: filling and draining the array (an output-stationary "
-        "tile of depth r < R takes R cycles), post-processing and update while no tile is queued.",
+        "token or its bank is in use. Other: filling and draining the array where no tile runs "
+        "beside that (output-stationary tiles one after the other take R cycles each at least; a "
+        "weight-stationary tile loads after the last beat of such a one), and post-processing and "
+        "update while no tile is queued.",
         "",
         "| limit | padding | waits for loads | waits for post | other | descriptors | bytes read "
         "| bytes written | cycles/s simulated | build s |",

@@ -1,0 +1,57 @@
+"""Measures docs/results/utilization.* and writes them there.
+
+Every run is kept below the build directory: a second call measures only what has changed since. A
+first one builds four simulators of 64 x 64 and simulates 12 million cycles: about an hour and a
+half on one core.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from systolora_sim.runner import RunError, check_output, write_json
+from systolora_sim.utilization import measure
+from systolora_sim.utilization_cases import LATENCY
+from systolora_sim.utilization_report import render
+from systolora_sim.utilization_runs import Runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--build-dir", type=Path, default=Path("build"))
+    parser.add_argument("--long", action="store_true", help="simulate every step of ours whole")
+    parser.add_argument(
+        "--no-simulation", action="store_true", help="only what was simulated before is shown"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs") / "results")
+    arguments = parser.parse_args()
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        figures_file, table_file = (
+            arguments.output / f"utilization.{end}" for end in ("json", "md")
+        )
+        check_output(figures_file, [table_file])
+        simulate = not arguments.no_simulation
+        runs = Runs(arguments.build_dir, LATENCY, simulate=simulate, progress=True)
+        figures = measure(runs, long=arguments.long)
+        write_json(figures_file, figures)
+        temporary = table_file.with_suffix(".md.part")
+        temporary.write_text(render(figures), encoding="utf-8")
+        temporary.replace(table_file)
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    print(figures_file, table_file, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
