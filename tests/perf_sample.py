@@ -44,7 +44,8 @@ def _run(name: str, title: str, share: float, config: dict[str, Any]) -> dict[st
     return {
         "name": name, "title": title, "backend": "model", "config": config, "schedule": "auto",
         "cycles": cycles, "macs": macs, "limit": macs / _PEAK, "share": macs / _PEAK / cycles,
-        "bytes_read": 1_900_000, "bytes_written": 980_000, "waits": waits, "products": products,
+        "bytes_read": 1_900_000, "bytes_written": 980_000, "post_cycles": 60_000,
+        "waits": waits, "products": products,
         "images": [], "notes": [],
     }  # fmt: skip
 

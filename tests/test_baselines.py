@@ -211,7 +211,7 @@ def by_product(program: BaselineProgram, rtl: bool = False) -> dict[str, int]:
     if rtl:
         times = run_watched(program, times, 40, Path(BUILD_DIR), progress=False)[1]
     cycles: dict[str, int] = {}
-    for part in attribute(program, times, 0).execs:
+    for part in attribute(program, times, 0, 0).execs:
         product = split_label(part.label)[0]
         cycles[product] = cycles.get(product, 0) + part.cycles
     return cycles

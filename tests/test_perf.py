@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from systolora.cli import main
 from systolora.config import preset
-from systolora_sim import perf as perf_module
+from systolora_sim import perf_meter
 from systolora_sim.baselines import BASELINES
 from systolora_sim.cycle_model import time_program
 from systolora_sim.lowering import compile_training
@@ -164,16 +164,16 @@ def test_an_exec_has_what_the_array_spends_on_it(tmp_path):
         copies=60,
         updates=20,
     )
-    counters = timing.counters
-    moved = counters["BYTES_READ"] + counters["BYTES_WRITTEN"]
-    found = attribute(replace(program, labels=("all",) * program.length), times, moved)
+    moved = timing.counters["BYTES_READ"], timing.counters["BYTES_WRITTEN"]
+    found = attribute(replace(program, labels=("all",) * program.length), times, *moved)
     assert [part.cycles for part in found.execs] == [900] + [1000] * (count - 1)
     assert [part.loads for part in found.execs] == [7] * count
     assert [part.post for part in found.execs] == list(range(count))
     assert (found.copies, found.update, found.other) == (60, 20, 520)
     # Everything that no descriptor moves is the program itself.
     assert found.bytes["other"] == program.program.size
-    parts = [part for part in attribute(program, times, moved).execs if part.label == "Y q"]
+    assert (found.read, found.written) == moved
+    parts = [part for part in attribute(program, times, *moved).execs if part.label == "Y q"]
     assert sum(part.macs for part in parts) == 10 * 12 * 9
     assert sum(part.padding for part in parts) == 3 * 10 * (3 - 9 / 4)
 
@@ -183,7 +183,10 @@ def test_baselines_add_up(file):
     assert_adds_up(report)
     assert [run["name"] for run in report["runs"]] == ["systolora", *BASELINES]
     ours = report["runs"][0]
-    assert list(report["speedups"]) == list(BASELINES)
+    peers = [peer["name"] for peer in report["peers"]]
+    assert list(report["speedups"]) == [*BASELINES, *peers]
+    for peer in report["peers"]:
+        assert report["speedups"][peer["name"]] == peer["cycles"] / ours["cycles"]
     for run in report["runs"][1:]:
         assert report["speedups"][run["name"]] == run["cycles"] / ours["cycles"]
         assert run["macs"] == ours["macs"] and run["config"]["segments"] == 1
@@ -239,7 +242,7 @@ def test_first_layers_only(file):
     assert report["step_share"] is None
     assert any("first 1 of 4 layers" in note for note in report["notes"])
     whole, _ = measure(options(file))
-    assert whole["step_share"]["whole_macs"] > 100_000 and len(whole["notes"]) == 2
+    assert whole["step_share"]["whole_macs"] > 100_000 and len(whole["notes"]) == 3
 
 
 # RTL ------------------------------------------------------------------------------------------
@@ -268,8 +271,8 @@ def test_rtl_results_are_compared(file, monkeypatch):
         result.results["q.0"].tensors["Y"][0, 0] ^= 1
         return result
 
-    run_steps = perf_module.run_steps
-    monkeypatch.setattr(perf_module, "run_steps", wrong)
+    run_steps = perf_meter.run_steps
+    monkeypatch.setattr(perf_meter, "run_steps", wrong)
     with pytest.raises(RunError, match=r"not as the golden model: q\.0/Y\[0, 0\]"):
         measure(options(file, backend="rtl", build_dir=BUILD_DIR))
 
@@ -395,7 +398,7 @@ def test_nothing_is_half_written(file, tmp_path, monkeypatch, capsys):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(perf_module, "time_program", interrupted)
+    monkeypatch.setattr(perf_meter, "time_program", interrupted)
     before = sorted(tmp_path.iterdir())
     assert command("--workload", file, "--json", tmp_path / "r.json", "-q") == 130
     assert sorted(tmp_path.iterdir()) == before

@@ -78,8 +78,9 @@ def test_numbers_of_three_digits():
 def test_memory_is_not_the_limit(report):
     lines = memory_lines(report)
     # 1,900,000 bytes in beats of 64, against 313,184,256 MACs on 4096 multipliers
-    assert lines[0].startswith("The array is the limit of the step")
-    assert "76,461" in lines[0] and "29,688 (38.8%" in lines[0]
+    assert lines[0].startswith("The array is the limit of the step, not memory")
+    assert "76,461" in lines[0] and "reading 29,688 (38.8%)" in lines[0]
+    assert "the post-processor 60,000 (78.5%)" in lines[0]
     # 2,838,528 MACs for 240,000 bytes are 11.8 a byte; 4096 / 64 would be balanced
     assert any(line.startswith("H by itself: 18.5%") and "5.41 times" in line for line in lines)
     # Y does 201 MACs per byte, dB reads nothing
@@ -90,12 +91,38 @@ def test_memory_is_the_limit(report):
     report["memory"]["bus_bits"] = 128
     first = memory_lines(report)[0]
     assert first.startswith("Memory is the limit of the step: reading takes at least 118,750")
-    assert "1.55 times" in first
+    assert "the array 76,461 (64.4%)" in first
     report["runs"][0]["bytes_written"] = 3_800_000
     assert "writing takes at least 237,500" in memory_lines(report)[0]
     # A run's own configuration goes before the report's
     report["runs"][0]["config"] = {"bus_bits": 1024}
     assert memory_lines(report)[0].startswith("The array is the limit of the step")
+
+
+def test_the_post_processor_is_the_limit(report):
+    run = report["runs"][0]
+    run["post_cycles"] = 90_000
+    first = memory_lines(report)[0]
+    assert first.startswith("The post-processor is the limit of the step, not memory: it takes at")
+    assert f"and the step {run['cycles'] / 90_000:.2f}x that" in first
+
+
+def test_a_run_that_computes_less(report):
+    """Its limit is that of the whole step; the array needs what is computed."""
+    run = report["runs"][0]
+    run["computed_macs"] = run["macs"] // 10
+    printed = text(report)
+    assert f"of which {run['macs'] // 10:,} are computed" in printed
+    assert memory_lines(report)[0].startswith("The post-processor is the limit")
+    assert f"the array {run['macs'] // 10 / 4096:,.0f}" in memory_lines(report)[0]
+
+
+@pytest.mark.parametrize(("cycles", "word"), [(150_000, "yes, 1."), (50_000, "no, 0.")])
+def test_the_best_peer(report, cycles, word):
+    report["peers"][0]["cycles"] = cycles
+    assert f"Never below SCALE-Sim WS: {word}" in text(report)
+    report["peers"] = []
+    assert "Never below" not in text(report)
 
 
 # Charts ---------------------------------------------------------------------------------------

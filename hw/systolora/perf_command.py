@@ -107,6 +107,29 @@ def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentP
         "(docs/baselines.md); default all with the model, none with rtl",
     )
     perf.add_argument(
+        "--schedule",
+        metavar="NAME",
+        default="auto",
+        help="auto (default), ws, os, mixed, or best: the fewest cycles that a search by the model "
+        "finds; only of systolora itself",
+    )
+    perf.add_argument(
+        "--phase",
+        metavar="NAME",
+        default="step",
+        help="step (default): one program; phases: also as three, forward, backward and update",
+    )
+    perf.add_argument(
+        "--cache-base",
+        action="store_true",
+        help="load the sums of X.W^T instead of computing them; all inputs must be constant",
+    )
+    perf.add_argument(
+        "--full",
+        action="store_true",
+        help="time every layer, not a few of many equal ones; so it is with rtl anyway",
+    )
+    perf.add_argument(
         "--just-in-time",
         action="store_true",
         help="quantize Y and dX with their maxima of this step, not of the step before",

@@ -5,134 +5,61 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from systolora_sim.baselines import BASELINES, compile_baseline
-from systolora_sim.cycle_model import Timing, time_program
+from systolora_sim import perf_notes
 from systolora_sim.limits import CompileError
-from systolora_sim.lowering import compile_training
-from systolora_sim.perf_attribution import model_times
-from systolora_sim.perf_options import Outputs, PerfOptions, load
+from systolora_sim.perf_meter import Meter
+from systolora_sim.perf_options import Outputs, PerfOptions, check_constant, load
+from systolora_sim.perf_repeats import Shortened, shorten
 from systolora_sim.perf_report import ReportError, html, perfetto, save_chart, save_text, text
-from systolora_sim.perf_rtl import run_watched
-from systolora_sim.perf_runs import Described, describe
 from systolora_sim.perf_timeline import events
-from systolora_sim.rtl_backend import IMAGE_BASE, check_results
 from systolora_sim.runner import RunError, check_output
 from systolora_sim.scalesim import peers
-from systolora_sim.step_program import StepProgram
-from systolora_sim.train_runner import bar
-from systolora_sim.training import TrainingState, run_steps
-from systolora_sim.workload import Workload, WorkloadError, state
+from systolora_sim.workload import WorkloadError
 
 __all__ = ["Outputs", "PerfOptions", "measure", "perf"]
 
 FORMAT = "systolora-perf 1"
 SCOPE = "adapted layers, one training step: forward, backward, update"
-#: Tensors with delayed scaling.
-DELAYED = ("Y", "dX")
-
-
-class _Meter:
-    """Measures programs of one workload."""
-
-    def __init__(self, options: PerfOptions, workload: Workload, rank: int) -> None:
-        self.options, self.workload, self.rank = options, workload, rank
-        self.on_rtl = options.backend == "rtl"
-
-    def state(self, just_in_time: bool, blank: bool) -> TrainingState:
-        options = self.options
-        return state(
-            self.workload,
-            rank=self.rank,
-            batch=options.batch,
-            bits=options.bits,
-            delayed=() if just_in_time else DELAYED,
-            optimizer=options.optimizer,
-            blank=blank,
-        )
-
-    def time(self, program: StepProgram, name: str) -> Timing:
-        """The cycle model's times."""
-        options = self.options
-        with bar(program.length, options.progress, name) as update:
-            return time_program(
-                program.config, program.program, memory_latency=options.latency, progress=update
-            )
-
-    def run(
-        self, about: Described, program: StepProgram, training: TrainingState
-    ) -> tuple[dict[str, Any], Timing]:
-        """A run of the report, from the backend that is asked for, and the model's times.
-
-        training : what the program was compiled from
-        """
-        options = self.options
-        timing = self.time(program, about.name)
-        times, counters = model_times(program, timing), timing.counters
-        if self.on_rtl:
-            result, times = run_watched(
-                program, times, options.latency, options.build_dir, options.progress
-            )
-            check_results(program, result, 1, run_steps(training, 1))
-            counters, modelled = result.counters, timing.counters["CYCLES"]
-            about.notes.append(
-                f"every result equals the golden model's, bit for bit; the cycle model says "
-                f"{modelled:,} cycles, {modelled / times.cycles - 1:+.2%}"
-            )
-        run = describe(
-            about, program, times, counters,
-            self.workload, self.rank, options.batch, options.config,
-        )  # fmt: skip
-        return run, timing
-
-    def ours(self, training: TrainingState) -> tuple[dict[str, Any], StepProgram, Timing]:
-        """systolora's own run, its program and the model's times."""
-        program = compile_training(training, self.options.config, base=IMAGE_BASE, sums=False)
-        about = Described("systolora", "systolora", self.options.backend, program.schedule)
-        run, timing = self.run(about, program, training)
-        return run, program, timing
-
-    def baseline(self, name: str, training: TrainingState) -> dict[str, Any]:
-        """The run of a baseline."""
-        program = compile_baseline(name, training, self.options.config, base=IMAGE_BASE)
-        about = Described(
-            name, name, self.options.backend, name,
-            list(program.images), [BASELINES[name], *program.notes],
-        )  # fmt: skip
-        return self.run(about, program, training)[0]
-
-
-def _scaling_note(just_in_time: bool, cycles: int, other: int) -> str:
-    """What the two ways to scale Y and dX cost, in the cycle model."""
-    before, same = "with the maxima of the step before (delayed scaling)", "with those of this step"
-    if just_in_time:
-        before, same = "with the maxima of this step", "with those of the step before (delayed)"
-    return (
-        f"Y and dX are quantized {before}; {same}, a step takes {other:,} cycles, "
-        f"{other / cycles:.3f} times as many (cycle model)."
-    )
+#: Descriptors of a program beside which others are timed only for a remark.
+REMARK = 40_000
 
 
 def _measure(options: PerfOptions, timeline: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     whole, workload, rank = load(options)
+    if options.cache_base:
+        check_constant(workload)
     config = options.config
-    meter = _Meter(options, workload, rank)
-    training = meter.state(options.just_in_time, blank=not meter.on_rtl)
-    run, program, timing = meter.ours(training)
-    runs = [run, *(meter.baseline(name, training) for name in options.baselines)]
-    other = meter.state(not options.just_in_time, blank=True)
-    other = compile_training(other, config, sums=False)
-    others = meter.time(other, "other scaling").counters["CYCLES"]
-    notes = [_scaling_note(options.just_in_time, timing.counters["CYCLES"], others)]
+    every = options.full or options.backend == "rtl"
+    meter = Meter(options, Shortened(workload, {}) if every else shorten(workload), rank)
+    run, program, timing = meter.ours()
+    remarks = program.length <= REMARK
+    cycles = timing.counters["CYCLES"]
+    notes = [
+        perf_notes.scaling(options.just_in_time, cycles, meter.other_scaling() if remarks else None)
+    ]
+    phases = None
+    if options.phase == "phases" or (remarks and not meter.on_rtl):
+        phases = meter.phases()
+        notes.append(perf_notes.phases(run["cycles"], phases))
+    runs = [run]
+    if phases is not None and options.phase == "phases":
+        runs.append(phases)
+    runs += [meter.baseline(name) for name in options.baselines]
+    if options.cache_base:
+        notes.append(perf_notes.cached(run))
+    if meter.tried:
+        notes.append(perf_notes.schedule(meter, run))
     if workload is not whole:
-        notes.append(
-            f"Only the first {len(workload.layers)} of {len(whole.layers)} layers of {whole.name}."
-        )
+        notes.append(perf_notes.first_layers(workload, whole))
+    if meter.weights:
+        notes += perf_notes.shortened(meter, workload, program)
     if not meter.on_rtl:
-        notes.append("Cycles depend on shapes alone: the cycle model computes no data.")
+        notes.append(perf_notes.MODEL)
     tools = ("systolora", "numpy") + (("verilator",) if meter.on_rtl else ())
     shapes = [(layer.rows, layer.d, layer.k, layer.dx) for layer in workload.layers]
     # SCALE-Sim's elements have no width.
     compared = options.bits == 8
+    others = peers(shapes, rank, options.batch, config.rows, config.cols) if compared else []
     report = {
         "format": FORMAT,
         "scope": SCOPE,
@@ -146,8 +73,8 @@ def _measure(options: PerfOptions, timeline: bool) -> tuple[dict[str, Any], list
         "memory": {"bus_bits": config.bus_bits, "latency": options.latency},
         "versions": {name: metadata.version(name) for name in tools},
         "runs": runs,
-        "peers": peers(shapes, rank, options.batch, config.rows, config.cols) if compared else [],
-        "speedups": {each["name"]: each["cycles"] / run["cycles"] for each in runs[1:]},
+        "peers": others,
+        "speedups": {each["name"]: each["cycles"] / run["cycles"] for each in [*runs[1:], *others]},
         "step_share": workload.step_share(rank, options.batch),
         "notes": notes,
     }

@@ -5,22 +5,24 @@ the EXEC before's last beat to its own. What comes before the first EXEC's first
 last one's last beat belongs to what the post-processor does then: working copies, updates, other.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import Buffer, Dataflow, Edge, Kind, Layout
+from systolora.contract import DESCRIPTOR_BYTES, Buffer, Dataflow, Edge, Kind, Layout, Opcode
 from systolora_sim.cycle_model import Timing
 from systolora_sim.memory_map import Symbol
 from systolora_sim.step_program import StepProgram
 from systolora_sim.timing.columns import Rows, columns
 from systolora_sim.timing.dispatching import post_memory
+from systolora_sim.timing.posting import SCALE_CYCLES, TRACE
 
 __all__ = ["ArrayTimes", "Attribution", "ExecPart"]
-__all__ += ["attribute", "exec_macs", "model_times", "split_label"]
+__all__ += ["attribute", "exec_macs", "layer_of", "model_times", "split_label"]
 
 Cycles = NDArray[np.int64]
 
@@ -29,9 +31,9 @@ Cycles = NDArray[np.int64]
 class ArrayTimes:
     """When the array takes each EXEC, in the program's order.
 
-    cycles : of the run; first : of the first EXEC's first beat; last : int64 [n]: of each EXEC's
-    last beat; loads, post : int64 [n]: cycles for which it waited for operands, for accumulators;
-    copies, updates : cycles of these before `first` and after the last beat
+    cycles : of the run; first : of the first EXEC's first beat, 0 if there is none; last : int64
+    [n]: of each EXEC's last beat; loads, post : int64 [n]: cycles for which it waited for operands,
+    for accumulators; copies, updates : cycles of these before `first` and after the last beat
     """
 
     cycles: int
@@ -48,7 +50,8 @@ class ExecPart:
     """One EXEC's share of a run.
 
     macs : multiplications, an int16 operand's two byte planes counted apart; passes : in how many
-    byte planes each is done; cycles = macs / (R * C) + padding + loads + post + other.
+    byte planes each is done; cycles = macs / (R * C) + padding + loads + post + other; weight : for
+    how many of its kind it stands.
     """
 
     label: str
@@ -61,24 +64,50 @@ class ExecPart:
     padding: float
     loads: int
     post: int
+    weight: int = 1
+
+    def all(self) -> "ExecPart":
+        """All for which it stands, as one."""
+        times = self.weight
+        return replace(
+            self,
+            macs=times * self.macs,
+            cycles=times * self.cycles,
+            padding=times * self.padding,
+            loads=times * self.loads,
+            post=times * self.post,
+            weight=1,
+        )
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """execs : in the program's order; copies, update, other : cycles that belong to no EXEC; bytes
-    : read and written, by the first word of labels, "other" for the rest."""
+    """What a program's cycles and bytes are spent on, with all layers for which others stand.
+
+    execs : in the program's order; copies, update, other : cycles that belong to no EXEC; bytes :
+    by the first word of labels, "other" for the rest; read, written : all of them; post_cycles :
+    what the post-processor needs if nothing holds it up, at least.
+    """
 
     execs: list[ExecPart]
     copies: int
     update: int
     other: int
     bytes: dict[str, int]
+    read: int
+    written: int
+    post_cycles: int
 
 
 def split_label(label: str) -> tuple[str, str]:
     """A label's product and layer; "other" where it is empty."""
     product, _, layer = label.partition(" ")
     return product or "other", layer
+
+
+def layer_of(label: str) -> str:
+    """A label's layer; of several that are one product the first one; "" where there is none."""
+    return split_label(label)[1].partition(" and ")[0]
 
 
 def _covered(spans: Cycles, begin: int, end: int) -> int:
@@ -95,6 +124,7 @@ def model_times(program: StepProgram, timing: Timing) -> ArrayTimes:
     first, last = timing.first_beat[execs], timing.last_beat[execs]
     waits = np.array([timing.wait[index] for index in execs])
     cycles = timing.counters["CYCLES"]
+    begin, end = (int(first[0]), int(last[-1]) + 1) if len(execs) else (0, 0)
     names = np.array([split_label(label)[0] for label in program.labels])
 
     def spans(name: str) -> Cycles:
@@ -103,12 +133,12 @@ def model_times(program: StepProgram, timing: Timing) -> ArrayTimes:
 
     return ArrayTimes(
         cycles=cycles,
-        first=int(first[0]),
+        first=begin,
         last=last,
         loads=np.where(waits == "loads", timing.wait_cycles[execs], 0),
         post=np.where(waits == "post", timing.wait_cycles[execs], 0),
-        copies=_covered(spans("copies"), 0, int(first[0])),
-        updates=_covered(spans("update"), int(last[-1]) + 1, cycles),
+        copies=_covered(spans("copies"), 0, begin),
+        updates=_covered(spans("update"), end, cycles),
     )
 
 
@@ -167,36 +197,55 @@ class _Places:
         return self._symbols[owner].name.rpartition("/")[2] if owner >= 0 else "-"
 
 
-def _bytes(program: StepProgram, loads: Rows, posts: Rows) -> dict[str, int]:
-    """Bytes on the bus by product: whole beats read, bytes written."""
+def _bytes(program: StepProgram, loads: Rows, posts: Rows) -> dict[str, list[int]]:
+    """Bytes read (whole beats) and written, by label."""
     bus = program.config.bus_bytes
-    moved: dict[str, int] = {}
-
-    def add(index: int, count: int) -> None:
-        name = split_label(program.labels[index])[0]
-        moved[name] = moved.get(name, 0) + count
+    moved: dict[str, list[int]] = {label: [0, 0] for label in program.labels}
 
     def beats(address: int, rows: int, length: int) -> int:
         return rows * -(-(address % bus + length) // bus) * bus
 
     for number, index in enumerate(loads.index):
         length = loads.row_bytes[number]
-        add(index, beats(loads.address[number], loads.rows[number], length))
+        read = beats(loads.address[number], loads.rows[number], length)
+        moved[program.labels[index]][0] += read
     for number, index in enumerate(posts.index):
-        memory = post_memory(posts, number)
+        memory, both = post_memory(posts, number), moved[program.labels[index]]
         if memory.reads:
-            add(index, beats(posts.in_address[number], memory.rows, memory.in_bytes))
+            both[0] += beats(posts.in_address[number], memory.rows, memory.in_bytes)
         if memory.writes:
-            add(index, memory.rows * memory.out_bytes)
+            both[1] += memory.rows * memory.out_bytes
     return moved
 
 
-def attribute(program: StepProgram, times: ArrayTimes, transferred: int) -> Attribution:
+def _post_cycles(program: StepProgram, posts: Rows, weights: Mapping[str, int]) -> int:
+    """Cycles of all POSTs back to back, none of which waits (docs/cycle-model.md)."""
+    cycles = 0
+    for number, index in enumerate(posts.index):
+        opcode = Opcode(posts.opcode[number])
+        if opcode == Opcode.ROWS:
+            own = posts.rows[number] + TRACE + 4
+        elif opcode == Opcode.COLLECT:
+            own = program.config.cols + 4
+        else:
+            own = 3 + SCALE_CYCLES.get(opcode, 0)
+        cycles += own * weights.get(layer_of(program.labels[index]), 1)
+    return cycles
+
+
+def attribute(
+    program: StepProgram,
+    times: ArrayTimes,
+    read: int,
+    written: int,
+    weights: Mapping[str, int] | None = None,
+) -> Attribution:
     """Splits a run among its EXECs.
 
-    transferred : all bytes of the run, read and written; what no descriptor moves (the program
-    itself) goes to "other".
+    read, written : all bytes of the run; what no descriptor moves (the program itself) goes to
+    "other"; weights : by layer, for how many it stands, if not for itself alone
     """
+    weights = weights or {}
     config, found = program.config, columns(program.program)
     loads, execs, posts = (found[kind] for kind in (Kind.LOAD, Kind.EXEC, Kind.POST))
     places, loaded = _Places(program), 0
@@ -227,15 +276,28 @@ def attribute(program: StepProgram, times: ArrayTimes, transferred: int) -> Attr
                 padding=slot - limit,
                 loads=waits[0],
                 post=waits[1],
+                weight=weights.get(layer_of(program.labels[index]), 1),
             )
         )
     around = times.cycles - sum(part.cycles for part in parts)
-    moved = _bytes(program, loads, posts)
-    moved["other"] = moved.get("other", 0) + transferred - sum(moved.values())
+    by_label, descriptors = _bytes(program, loads, posts), Counter(program.labels)
+    others = read + written - sum(map(sum, by_label.values()))
+    moved: dict[str, int] = {}
+    for label, (reads, writes) in by_label.items():
+        name, weight = split_label(label)[0], weights.get(layer_of(label), 1)
+        fetched = (weight - 1) * descriptors[label] * DESCRIPTOR_BYTES
+        moved[name] = moved.get(name, 0) + weight * (reads + writes)
+        others += fetched
+        read += (weight - 1) * reads + fetched
+        written += (weight - 1) * writes
+    moved["other"] = moved.get("other", 0) + others
     return Attribution(
         execs=parts,
         copies=times.copies,
         update=times.updates,
         other=around - times.copies - times.updates,
-        bytes=moved,
+        bytes={name: count for name, count in moved.items() if count},
+        read=read,
+        written=written,
+        post_cycles=_post_cycles(program, posts, weights),
     )

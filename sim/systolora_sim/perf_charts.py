@@ -6,7 +6,7 @@ from typing import Any
 
 from systolora_sim.chart_parts import LEFT, RIGHT, WIDTH, about, head, legend, series
 from systolora_sim.drawing import Circle, Drawing, Line, Rect, Text
-from systolora_sim.perf_figures import ORDER, compact, number, percent, products
+from systolora_sim.perf_figures import ORDER, compact, computed, number, peak, percent, products
 from systolora_sim.perf_roofline import roofline
 
 __all__ = ["CHARTS", "WAITS"]
@@ -106,7 +106,7 @@ def cycles(report: dict[str, Any], heading: bool = True) -> Drawing:
         drawing.shapes.append(Text(LEFT - 10, y + 17, run["name"], anchor="end", size=11))
         x: float = LEFT
         for key, role, words in WAITS:
-            part = run["limit"] if key == "limit" else run["waits"][key]
+            part = computed(run) / peak(report, run) if key == "limit" else run["waits"][key]
             drawing.shapes.append(
                 Rect(
                     x, y + 2, part * scale, 22, role,

@@ -6,7 +6,16 @@ it. Everything here is derived; nothing is measured.
 
 from typing import Any
 
-__all__ = ["ORDER", "bus_bytes", "intensity", "memory_lines", "peak", "roof"]
+__all__ = [
+    "ORDER",
+    "best_peer",
+    "bus_bytes",
+    "computed",
+    "intensity",
+    "memory_lines",
+    "peak",
+    "roof",
+]
 __all__ += ["compact", "number", "percent", "products", "ratio"]
 
 #: Products in the order of a step.
@@ -48,6 +57,11 @@ def peak(report: dict[str, Any], run: dict[str, Any]) -> int:
     return config["rows"] * config["cols"]
 
 
+def computed(run: dict[str, Any]) -> int:
+    """Multiplications that a run does: all of the step, or fewer where results are kept."""
+    return run.get("computed_macs", run["macs"])
+
+
 def bus_bytes(report: dict[str, Any], run: dict[str, Any]) -> int:
     """Bytes per cycle of a run's bus, each way."""
     return run["config"].get("bus_bits", report["memory"]["bus_bits"]) // 8
@@ -68,14 +82,23 @@ def products(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [product for product in run["products"] if product["macs"]]
 
 
+def best_peer(report: dict[str, Any]) -> str:
+    """Whether the step takes longer than at the fastest of the peers, in a sentence; or ""."""
+    if not report["peers"]:
+        return ""
+    best = min(report["peers"], key=lambda peer: peer["cycles"])
+    times = best["cycles"] / report["runs"][0]["cycles"]
+    return f"Never below {best['name']}: {'yes' if times >= 1 else 'no'}, {ratio(times)}."
+
+
 # Memory ---------------------------------------------------------------------------------------
 
 
 def memory_lines(report: dict[str, Any]) -> list[str]:
-    """Sentences that say where memory is the limit of runs[0], and by how much; step first."""
+    """Sentences that say what is the limit of runs[0], and where memory is; the step first."""
     run = report["runs"][0]
     bus = bus_bytes(report, run)
-    lines = [_step_line(run, bus), _waits_line(run)]
+    lines = [_step_line(report, run), _waits_line(run)]
     ridge = peak(report, run) / bus
     bound = []
     for product in products(run):
@@ -106,25 +129,28 @@ def memory_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _step_line(run: dict[str, Any], bus: int) -> str:
-    """Which of array, reading and writing holds the whole step."""
-    limit = run["limit"]
-    channels = {"reading": run["bytes_read"] / bus, "writing": run["bytes_written"] / bus}
-    worst = max(channels, key=lambda name: channels[name])
-    if channels[worst] > limit:
-        times = f", {channels[worst] / limit:.2f} times what the array needs" if limit else ""
-        return (
-            f"Memory is the limit of the step: {worst} takes at least {channels[worst]:,.0f} "
-            f"cycles at {bus} bytes a cycle{times} ({limit:,.0f}); the step takes "
-            f"{run['cycles'] / channels[worst]:.2f} times that."
-        )
-    parts = " and ".join(
-        f"{name} at least {cycles:,.0f} ({percent(cycles / limit)} of that)"
-        for name, cycles in channels.items()
+def _step_line(report: dict[str, Any], run: dict[str, Any]) -> str:
+    """Which of array, reading, writing and post-processor holds the whole step, and by how much."""
+    bus, cycles = bus_bytes(report, run), run["cycles"]
+    needs = {
+        "the array": computed(run) / peak(report, run),
+        "reading": run["bytes_read"] / bus,
+        "writing": run["bytes_written"] / bus,
+        "the post-processor": float(run["post_cycles"]),
+    }
+    worst = max(needs, key=lambda name: needs[name])
+    limit = needs.pop(worst)
+    memory = worst in ("reading", "writing")
+    name = f"{worst.capitalize()} is the limit of the step, not memory: it"
+    if memory:
+        name = f"Memory is the limit of the step: {worst}"
+    others = ", ".join(
+        f"{each} {need:,.0f} ({percent(need / limit)})" for each, need in needs.items()
     )
     return (
-        f"The array is the limit of the step, not memory: the array needs at least {limit:,.0f} "
-        f"cycles, {parts}, at {bus} bytes a cycle each way."
+        f"{name} takes at least {limit:,.0f} cycles, and the step {ratio(cycles / limit)} that; "
+        f"of these cycles the others need at least: {others}. The bus brings {bus} bytes a cycle "
+        "each way."
     )
 
 

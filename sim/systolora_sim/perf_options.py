@@ -7,11 +7,16 @@ from systolora.config import AcceleratorConfig
 from systolora_sim.baselines import BASELINES
 from systolora_sim.perf_charts import CHARTS
 from systolora_sim.runner import BUILD_DIR, RunError
+from systolora_sim.schedules import SCHEDULES
 from systolora_sim.workload import Workload, from_adapter, load_workload
 
-__all__ = ["BACKENDS", "Outputs", "PerfOptions", "load"]
+__all__ = ["BACKENDS", "Outputs", "PerfOptions", "check_constant", "load"]
 
 BACKENDS = ("model", "rtl")
+#: Of `schedules`, and the best one that `scheduler` finds.
+CHOICES = (*SCHEDULES, "best")
+#: One program for a step, or one for each phase as well.
+PHASES = ("step", "phases")
 RANK = 4
 
 
@@ -31,6 +36,10 @@ class PerfOptions:
     backend : one of BACKENDS
     baselines : names in `baselines.BASELINES`, in the order of the report
     just_in_time : Y and dX are quantized with the maximum of this step, not of the one before
+    schedule : one of `schedules.SCHEDULES`, or "best": what `scheduler` finds; only of systolora
+    cache_base : systolora loads the sums of X.W^T, which does not change from step to step
+    phase : "step", or "phases": also as three programs, forward, backward and update
+    full : all layers are timed, not a few of many equal ones (`perf_repeats`); so they are on rtl
     limit_layers : only so many of the first layers, None for all
     sample_rows, text_rows : of a file of adapters: rows of X for each sample
         (`workload.from_adapter`)
@@ -48,6 +57,10 @@ class PerfOptions:
     backend: str = "model"
     baselines: tuple[str, ...] = ()
     just_in_time: bool = False
+    schedule: str = "auto"
+    cache_base: bool = False
+    phase: str = "step"
+    full: bool = False
     limit_layers: int | None = None
     sample_rows: int | None = None
     text_rows: int | None = None
@@ -55,11 +68,18 @@ class PerfOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for key, known in (("backend", BACKENDS), ("baselines", tuple(BASELINES))):
+        for key, known in (
+            ("backend", BACKENDS),
+            ("baselines", tuple(BASELINES)),
+            ("schedule", CHOICES),
+            ("phase", PHASES),
+        ):
             value = getattr(self, key)
             for name in (value,) if isinstance(value, str) else value:
                 if name not in known:
                     raise RunError(f"{key} = {name!r}: must be one of {', '.join(known)}")
+        if self.phase == "phases" and self.backend == "rtl":
+            raise RunError("phase = 'phases': only with the backend model")
         if not 1 <= self.latency <= 1 << 20:
             raise RunError(f"memory latency = {self.latency}: must be from 1 to {1 << 20}")
 
@@ -137,3 +157,13 @@ def load(options: PerfOptions) -> tuple[Workload, Workload, int]:
     """
     whole = _whole(options)
     return whole, _first_layers(whole, options.limit_layers), _rank(options, whole)
+
+
+def check_constant(workload: Workload) -> None:
+    """Raises RunError where the input of a layer changes from step to step."""
+    for layer in workload.layers:
+        if not layer.constant:
+            raise RunError(
+                f"{workload.name}: cache-base: layer {layer.name}: its input {layer.input} is not "
+                "constant: X.W^T must be the same in every step"
+            )

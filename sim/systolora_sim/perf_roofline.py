@@ -5,7 +5,7 @@ from typing import Any
 
 from systolora_sim.chart_parts import LEFT, WIDTH, about, head, legend, series
 from systolora_sim.drawing import Circle, Drawing, Line, Rect, Text
-from systolora_sim.perf_figures import bus_bytes, intensity, peak, products
+from systolora_sim.perf_figures import bus_bytes, computed, intensity, peak, products
 
 __all__ = ["roofline"]
 
@@ -88,7 +88,7 @@ def _points(report: dict[str, Any], index: int) -> list[tuple[float, float, int,
     run = report["runs"][index]
     step = {
         "name": "step",
-        "macs": run["macs"],
+        "macs": computed(run),
         "bytes": run["bytes_read"] + run["bytes_written"],
         "cycles": run["cycles"],
     }

@@ -11,6 +11,7 @@ from systolora_sim.perf_attribution import (
     Attribution,
     ExecPart,
     attribute,
+    layer_of,
     split_label,
 )
 from systolora_sim.perf_figures import ORDER
@@ -72,14 +73,15 @@ def _shapes(
     product: str, parts: list[ExecPart], workload: Workload, rank: int, batch: int
 ) -> list[list[int]]:
     layers = {layer.name: layer for layer in workload.layers}
-    macs: defaultdict[str, int] = defaultdict(int)
+    macs: defaultdict[tuple[str, int], int] = defaultdict(int)
     for part in parts:
-        macs[split_label(part.label)[1]] += part.macs // part.passes
+        macs[part.label, part.weight] += part.macs // part.passes
     found: Counter[tuple[int, ...]] = Counter()
-    for name, count in macs.items():
-        layer = layers[name.partition(" and ")[0]]
+    for (label, weight), count in macs.items():
+        layer = layers[layer_of(label)]
         n = layer.rows * batch
-        found.update(tuple(shape) for shape in _shape(product, layer, n, rank, count))
+        for shape in _shape(product, layer, n, rank, count):
+            found[tuple(shape)] += weight
     return [[*shape, count] for shape, count in found.items()]
 
 
@@ -104,6 +106,8 @@ def _product(
     waits = {"loads": loads, "post": post, "array": round(cycles - limit) - loads - post}
     wait = max(waits, key=lambda each: waits[each])
     title = _TITLES[name]
+    if name == "Y" and not parts:
+        title += ", loaded"
     if name == "term" and "dX" in found.bytes:
         title += ", dX += dH.A"
     stationary = [part.stationary for part in parts]
@@ -133,8 +137,13 @@ def describe(
     rank: int,
     batch: int,
     base: AcceleratorConfig,
+    weights: Mapping[str, int],
+    saved_macs: int = 0,
 ) -> dict[str, Any]:
     """The run as a report holds it.
+
+    Where multiplications are saved, the run's macs, limit and share are those of the whole step,
+    `computed_macs` are those that are done, and the waits go with these.
 
     Parameters
     ----------
@@ -142,13 +151,15 @@ def describe(
     program : with its labels
     times : of the array, from the same backend as the counters
     counters : by the names of contract.COUNTERS
-    workload, rank, batch : what was compiled
+    workload, rank, batch : what was compiled (a workload that has its layers at least)
     base : the report's configuration; the run's `config` is what differs from it
+    weights : by layer of the program, for how many of the workload it stands, if not for one
+    saved_macs : multiplications of the step that the program does not do: it loads the sums
     """
     config = program.config
     peak = config.rows * config.cols
     read, written = counters["BYTES_READ"], counters["BYTES_WRITTEN"]
-    found = attribute(program, times, read + written)
+    found = attribute(program, times, read, written, weights)
     by_product: defaultdict[str, list[ExecPart]] = defaultdict(list)
     for part in found.execs:
         by_product[split_label(part.label)[0]].append(part)
@@ -156,17 +167,19 @@ def describe(
     for name in ORDER:
         parts = by_product[name]
         shapes = [] if name in _PLAIN else _shapes(name, parts, workload, rank, batch)
-        entry = _product(name, found, parts, shapes, peak)
+        entry = _product(name, found, [part.all() for part in parts], shapes, peak)
         if entry["cycles"] or entry["bytes"]:
             products.append(entry)
-    macs = sum(entry["macs"] for entry in products)
-    cycles, limit = times.cycles, macs / peak
+    computed = sum(entry["macs"] for entry in products)
+    macs, cycles = computed + saved_macs, sum(entry["cycles"] for entry in products)
+    everything = [part.all() for part in found.execs]
     waits = {
-        "padding": int(sum(part.padding for part in found.execs)),
-        "loads": sum(part.loads for part in found.execs),
-        "post": sum(part.post for part in found.execs) + found.copies + found.update,
+        "padding": int(sum(part.padding for part in everything)),
+        "loads": sum(part.loads for part in everything),
+        "post": sum(part.post for part in everything) + found.copies + found.update,
     }
-    waits["other"] = round(cycles - limit) - sum(waits.values())
+    waits["other"] = round(cycles - computed / peak) - sum(waits.values())
+    limit = macs / peak
     fields, whole = config.to_dict(), base.to_dict()
     return {
         "name": about.name,
@@ -176,10 +189,12 @@ def describe(
         "schedule": about.schedule,
         "cycles": cycles,
         "macs": macs,
+        **({"computed_macs": computed} if saved_macs else {}),
         "limit": limit,
         "share": limit / cycles,
-        "bytes_read": read,
-        "bytes_written": written,
+        "bytes_read": found.read,
+        "bytes_written": found.written,
+        "post_cycles": found.post_cycles,
         "waits": waits,
         "products": products,
         "images": about.images,

@@ -7,7 +7,9 @@ from typing import Any
 from systolora_sim.perf_charts import WAITS
 from systolora_sim.perf_figures import (
     ORDER,
+    best_peer,
     bus_bytes,
+    computed,
     intensity,
     number,
     peak,
@@ -80,6 +82,7 @@ def headline(report: dict[str, Any]) -> str:
     run = report["runs"][0]
     name = run["name"]
     titles = {other["name"]: other["title"] for other in report["runs"]}
+    titles |= {peer["name"]: peer["name"] for peer in report["peers"]}
     cards = [
         (_strong(name, "step", "cycles", run["cycles"], number(run["cycles"])), "cycles a step"),
         (_strong(name, "step", "share", run["share"], percent(run["share"])), "of the MAC limit"),
@@ -163,7 +166,7 @@ def roofline_table(report: dict[str, Any]) -> str:
     rows = []
     for run in report["runs"]:
         moved = run["bytes_read"] + run["bytes_written"]
-        step = {"name": "step", "macs": run["macs"], "bytes": moved, "cycles": run["cycles"]}
+        step = {"name": "step", "macs": computed(run), "bytes": moved, "cycles": run["cycles"]}
         for product in [step, *products(run)]:
             if not product["bytes"] or not product["cycles"]:
                 continue
@@ -277,9 +280,8 @@ def peer_table(report: dict[str, Any]) -> str:
         for peer in report["peers"]
     ]  # fmt: skip
     head = ["peer", "cycles", "MACs", "of limit", "cycles / ours", "by product", "source"]
-    return "<h2>Peers</h2>" + _table(
-        "Products only, as far as they are modelled there", head, rows, 1
-    )
+    caption = f"Products only, as far as they are modelled there. {best_peer(report)}"
+    return "<h2>Peers</h2>" + _table(caption, head, rows, 1)
 
 
 def layer_table(report: dict[str, Any]) -> str:

@@ -5,7 +5,9 @@ import unicodedata
 from typing import Any
 
 from systolora_sim.perf_figures import (
+    best_peer,
     bus_bytes,
+    computed,
     memory_lines,
     number,
     peak,
@@ -21,7 +23,7 @@ _BACKENDS = {"model": "cycle model", "rtl": "RTL, simulated"}
 
 
 def text(report: dict[str, Any]) -> str:
-    """Products, step, memory, baselines, peers and scope of a report; ends with a newline."""
+    """Products, step, memory, runs, peers and scope of a report; ends with a newline."""
     parts = [
         _head(report), _products(report), _step(report), _memory(report), _runs(report),
         _side_by_side(report), _peers(report), _scope(report), _notes(report),
@@ -107,14 +109,18 @@ def _wait(product: dict[str, Any]) -> str:
 
 def _step(report: dict[str, Any]) -> list[str]:
     run = report["runs"][0]
-    parts = {"MAC limit": round(run["limit"])} | run["waits"]
+    macs, cached = f"{number(run['macs'])}", "computed_macs" in run
+    if cached:
+        macs += f", of which {number(computed(run))} are computed"
+    name = "computed MACs" if cached else "MAC limit"
+    parts = {name: round(computed(run) / peak(report, run))} | run["waits"]
     where = ", ".join(
         f"{name} {number(cycles)} ({percent(cycles / run['cycles'])})"
         for name, cycles in parts.items()
     )
     lines = ["Step"]
     lines += _field("cycles", f"{number(run['cycles'])}, {percent(run['share'])} of the MAC limit")
-    lines += _field("MACs", f"{number(run['macs'])}, at most {number(peak(report, run))} per cycle")
+    lines += _field("MACs", f"{macs}, at most {number(peak(report, run))} per cycle")
     lines += _field(
         "bytes",
         f"{number(run['bytes_read'])} read, {number(run['bytes_written'])} written, at most "
@@ -145,7 +151,7 @@ def _runs(report: dict[str, Any]) -> list[str]:
             ]
         )  # fmt: skip
     head = ["run", "cycles", "of limit", "speed-up", "padding", "loads", "post", "other"]
-    title = "Baselines (speed-up: cycles of that run / cycles of ours; then what is lost, cycles)"
+    title = "Runs (speed-up: cycles of that run / cycles of ours; then what is lost, cycles)"
     return [title, *_table(head, rows)]
 
 
@@ -182,6 +188,7 @@ def _peers(report: dict[str, Any]) -> list[str]:
     ]
     lines = ["Peers (products only, as far as they are modelled there; ratio: theirs / ours)"]
     lines += _table(["peer", "cycles", "of limit", "ratio"], rows)
+    lines.append(f"  {best_peer(report)}")
     for source in dict.fromkeys(peer["source"] for peer in report["peers"]):
         lines += _field("source", source)
     return lines
