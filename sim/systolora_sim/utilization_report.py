@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from systolora_sim.baselines import BASELINES
-from systolora_sim.utilization_sweep import WIDTHS
+from systolora_sim.utilization_sweep import CUT, WIDTHS
 
 __all__ = ["best", "cycles", "missed", "render"]
 
@@ -22,8 +22,8 @@ is four passes of byte planes, each of which counts.
 
 **Share**: MACs of the products / (64 * 64) / cycles, from the write that starts the program to \
 the interrupt. **RTL**: the generated Verilog in Verilator, every result equal to the golden \
-model's, bit for bit. **Model**: the [cycle model](../cycle-model.md); its error is stated wherever \
-both were run. A *block* is K and V of 1280 outputs, a program of its own.
+model's, bit for bit. **Model**: the [cycle model](../cycle-model.md); its error is stated \
+wherever both were run. A *block* is K and V of 1280 outputs, a program of its own.
 """
 
 
@@ -250,7 +250,9 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
     yield from ("## All workloads beside SCALE-Sim's best of WS and OS", "")
     yield (
         "Cycle model, SGD, delayed scaling; groups of layers with one input as programs of their "
-        "own, added up. Ratio: SCALE-Sim's best / ours; bus: bits each way. SCALE-Sim has "
+        "own, added up; beyond "
+        f"{CUT} rows a group's cycles and bytes are extrapolated from {CUT // 2} and {CUT}. "
+        "Ratio: SCALE-Sim's best / ours; bus: bits each way. SCALE-Sim has "
         "perfect memory and counts neither update nor quantization. A wider bus is tried where "
         "the ratio is below 1."
     )
@@ -278,9 +280,9 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
     yield ""
     for check in known["checks"]:
         yield (
-            f"Added up, the groups of {check['workload']} (rank {check['rank']}, batch "
-            f"{check['batch']}) take {check['groups']:,} cycles; the whole step as one program "
-            f"{check['whole']:,} ({check['error']:+.2%})."
+            f"{check['workload']} (rank {check['rank']}, batch {check['batch']}, {WIDTHS[0]} "
+            f"bits): {check['estimate']:,} cycles in this table, {check['exact']:,} as "
+            f"{check['what']} ({check['error']:+.2%})."
         )
     yield ""
 
