@@ -273,7 +273,7 @@ def test_there_is_no_other_schedule(tmp_path, capsys):
     ):
         assert main([*map(str, command), "--schedule", "fast"]) == 2
         captured = capsys.readouterr()
-        assert captured.err == f"systolora: error: {layer}: {message}\n"
+        assert captured.err == f"systolora: error: {layer}: {message}, best\n"
         assert not out.exists()
 
 

@@ -226,6 +226,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="take each batch through the passes in M pieces, default 1; the results stay the same",
     )
     group.add_argument(
+        "--cache-base",
+        action="store_true",
+        help="compute the sums of X.W^T once, before the first step, and keep them: x must not "
+        "change from step to step; the results stay the same",
+    )
+    group.add_argument(
         "--resume",
         metavar="STATE.safetensors",
         type=Path,
@@ -244,7 +250,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         default="auto",
         help="dataflow of products that have a choice, the low-rank terms and gradients: auto "
-        "(default), ws, os or mixed; the results stay the same",
+        "(default), ws, os or mixed; of training also best, the fewest cycles that a search by the "
+        "cycle model finds; the results stay the same",
     )
 
 
@@ -394,6 +401,7 @@ def _add_compile(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="first address of the image, a multiple of 64, default 0",
     )
     _add_schedule(compiler)
+    compiler.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     _add_training(compiler)
     _add_configuration(compiler)
     compiler.set_defaults(function=_compile)
@@ -424,9 +432,11 @@ def _compile(args: argparse.Namespace) -> None:
         trains=_trains(args),
         options=Options(optimizer=args.optimizer, lr=args.lr, weight_decay=args.weight_decay),
         micro_batches=1 if args.micro_batches is None else args.micro_batches,
+        cache_base=args.cache_base,
         resume=args.resume,
         rescale=args.rescale,
         note=_note,
+        progress=not args.quiet,
     )
     print(
         f"{args.output}: {program.length} descriptors at {program.address:#x}, image of "
@@ -593,11 +603,14 @@ def _run(args: argparse.Namespace) -> None:
                 options=options,
                 steps=args.steps,
                 micro_batches=1 if args.micro_batches is None else args.micro_batches,
+                cache_base=args.cache_base,
                 resume=args.resume,
                 rescale=args.rescale,
                 note=_note,
                 **common,
             )
+        elif args.cache_base:
+            raise _BadInput(f"{args.layer}: cache-base: only of training")
         else:
             run_file(args.layer, args.output, args.backend, config, **common)
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from systolora_sim.lowering import CompileError, compile_layer, compile_product,
 from systolora_sim.memory_map import alignment
 from systolora_sim.productfile import is_product, load_product
 from systolora_sim.runner import RunError, check_output
-from systolora_sim.schedules import check_schedule
+from systolora_sim.schedule_choice import check_choice, find_schedule, without_training
 from systolora_sim.statefile import Options, holds_training, load_state
 from systolora_sim.step_file import load_step, save_step
 from systolora_sim.step_program import StepProgram
@@ -28,19 +28,28 @@ def _training(
     base: int,
     schedule: str,
     micro_batches: int,
+    cache_base: bool,
     options: Options | None,
     resume: Path | None,
     rescale: bool,
     steps: int,
     note: Callable[[str], None] | None,
+    progress: bool,
 ) -> StepProgram:
     state = load_state(path, options, resume, note)
     if rescale:
         state = rescale_saturated(state)
     if state.step + steps >= 1 << 31:
         raise RunError(f"step: {state.step} and {steps} more: must stay below 2^31")
+    found = find_schedule(schedule, state, config, cache_base=cache_base, progress=progress)
     return compile_training(
-        state, config, phase, base=base, schedule=schedule, micro_batches=micro_batches
+        state,
+        config,
+        phase,
+        base=base,
+        schedule=found,
+        micro_batches=micro_batches,
+        cache_base=cache_base,
     )
 
 
@@ -56,9 +65,11 @@ def compile_file(
     trains: bool = False,
     options: Options | None = None,
     micro_batches: int = 1,
+    cache_base: bool = False,
     resume: str | Path | None = None,
     rescale: bool = False,
     note: Callable[[str], None] | None = None,
+    progress: bool = False,
 ) -> StepProgram:
     """Compiles a layer, product or training file and writes the program.
 
@@ -68,10 +79,13 @@ def compile_file(
     config : the accelerator
     phase : "step", or of layers "forward", "backward" and of training "update"
     base : first address of the image, a multiple of 64
-    schedule : one of `schedules.SCHEDULES`; a product has no choice
+    schedule : one of `schedule_choice.CHOICES`; a product has no choice, and of a layer "best" is
+        "auto"
     steps : how often one start runs the program, 1 if None
     trains : whether the file is of training even if nothing in it says so
-    options, micro_batches, resume, rescale, note : of training, as for `train_runner.train_file`
+    options, micro_batches, cache_base, resume, rescale, note : of training, as for
+        `train_runner.train_file`
+    progress : whether stderr shows how many schedules were timed for "best"
 
     Raises
     ------
@@ -90,7 +104,7 @@ def compile_file(
         raise RunError(f"base = {base:#x}: {must}")
     check_output(out_path, [path] + ([] if resume is None else [Path(resume)]))
     try:
-        check_schedule(schedule)
+        check_choice(schedule)
         if trains or holds_training(path):
             earlier = None if resume is None else Path(resume)
             program = _training(
@@ -100,19 +114,23 @@ def compile_file(
                 base,
                 schedule,
                 micro_batches,
+                cache_base,
                 options,
                 earlier,
                 rescale,
                 runs,
                 note,
+                progress,
             )
+        elif cache_base:
+            raise RunError("cache-base: only of training")
         elif is_product(path):
             if phase != "step":
                 raise RunError(f"phase = {phase!r}: a product has none")
             program = compile_product(load_product(path), config, base=base)
         else:
             program = compile_layer(
-                load_layer(path), config, phase, base=base, schedule=schedule
+                load_layer(path), config, phase, base=base, schedule=without_training(schedule)
             )  # fmt: skip
     except (CompileError, LayerError, RunError) as error:
         message = str(error)

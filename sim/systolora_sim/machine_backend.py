@@ -10,6 +10,7 @@ from systolora.contract import Fault
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.lowering import compile_layer, compile_product, compile_training
 from systolora_sim.product import Product, ProductResult
+from systolora_sim.schedules import StepSchedule
 from systolora_sim.step_program import StepProgram, read_back
 from systolora_sim.system_machine import Memory, SystemMachine
 from systolora_sim.training import TrainingResult, TrainingState
@@ -80,14 +81,17 @@ def run_steps(
     steps: int,
     config: AcceleratorConfig,
     progress: Callable[[int], None] | None = None,
-    schedule: str = "auto",
+    schedule: str | StepSchedule = "auto",
     micro_batches: int = 1,
+    cache_base: bool = False,
 ) -> TrainingResult:
     """`training.run_steps` as one program that runs `steps` times; raises CompileError.
 
     progress is called after each step with the number of layers done in all of them.
     """
-    program = compile_training(state, config, schedule=schedule, micro_batches=micro_batches)
+    program = compile_training(
+        state, config, schedule=schedule, micro_batches=micro_batches, cache_base=cache_base
+    )
     layers = len(state.layers)
 
     def update(done: int) -> None:

@@ -7,14 +7,12 @@ from systolora.config import AcceleratorConfig
 from systolora_sim.baselines import BASELINES
 from systolora_sim.perf_charts import CHARTS
 from systolora_sim.runner import BUILD_DIR, RunError
-from systolora_sim.schedules import SCHEDULES
+from systolora_sim.schedule_choice import CHOICES
 from systolora_sim.workload import Workload, from_adapter, load_workload
 
 __all__ = ["BACKENDS", "Outputs", "PerfOptions", "check_constant", "load"]
 
 BACKENDS = ("model", "rtl")
-#: Of `schedules`, and the best one that `scheduler` finds.
-CHOICES = (*SCHEDULES, "best")
 #: One program for a step, or one for each phase as well.
 PHASES = ("step", "phases")
 RANK = 4
@@ -36,7 +34,7 @@ class PerfOptions:
     backend : one of BACKENDS
     baselines : names in `baselines.BASELINES`, in the order of the report
     just_in_time : Y and dX are quantized with the maximum of this step, not of the one before
-    schedule : one of `schedules.SCHEDULES`, or "best": what `scheduler` finds; only of systolora
+    schedule : one of `schedule_choice.CHOICES`; only of systolora
     cache_base : systolora loads the sums of X.W^T, which does not change from step to step
     phase : "step", or "phases": also as three programs, forward, backward and update
     full : all layers are timed, not a few of many equal ones (`perf_repeats`); so they are on rtl

@@ -25,7 +25,7 @@ from systolora_sim.limits import CompileError
 from systolora_sim.product import Product, run_product_golden
 from systolora_sim.productfile import is_product, load_product
 from systolora_sim.products import ProductRecord, bare_record, product_records
-from systolora_sim.schedules import check_schedule
+from systolora_sim.schedule_choice import without_training
 
 if TYPE_CHECKING:
     from systolora_sim.rtl_backend import RtlOptions
@@ -214,7 +214,8 @@ def run_file(
         an adapter (`layerfile`) or a bare product (`productfile`)
     backend : one of `BACKENDS`
     config : the accelerator; the golden model's results do not depend on it
-    schedule : machine and rtl: one of `schedules.SCHEDULES`; a product has no choice
+    schedule : machine and rtl: one of `schedule_choice.CHOICES`; a product has no choice, and
+        "best" is "auto"
     json_path : where the JSON goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -238,7 +239,7 @@ def run_file(
     result: LayerResult
     counters: dict[str, int] = {}
     try:
-        check_schedule(schedule)
+        schedule = without_training(schedule)
         if backend == "golden":
             result = run_product_golden(job) if isinstance(job, Product) else run_layer(job)
         elif backend == "machine":

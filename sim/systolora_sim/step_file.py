@@ -21,7 +21,7 @@ from systolora_sim import layerfile
 from systolora_sim.layer import OUTPUTS, LayerError
 from systolora_sim.layerfile import LayerFileError
 from systolora_sim.memory_map import ALIGNMENT, Symbol
-from systolora_sim.schedules import SCHEDULES
+from systolora_sim.schedule_choice import CHOICES
 from systolora_sim.step_program import (
     KINDS,
     PHASES,
@@ -289,7 +289,7 @@ def _program(tensors: Mapping[str, layerfile.Stored], metadata: Mapping[str, str
         word_base=content.integer("word_base", 0, (1 << 32) - 1),
         step=content.integer("step", -(1 << 31), (1 << 31) - 1),
         runs=content.integer("runs", 1, (1 << 32) - 1),
-        schedule=content.choice("schedule", SCHEDULES),
+        schedule=content.choice("schedule", CHOICES),
         structure=_structure(content, symbols),
     )
     content.equal("entry", program.address)

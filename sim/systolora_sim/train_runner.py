@@ -16,7 +16,8 @@ from systolora_sim.layer import LayerError
 from systolora_sim.limits import CompileError, check_layer
 from systolora_sim.pieces import check_pieces
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
-from systolora_sim.schedules import check_schedule
+from systolora_sim.schedule_choice import LATENCY, check_choice, find_schedule
+from systolora_sim.schedules import StepSchedule
 from systolora_sim.statefile import Options, adapter_metadata, load_state, write_training
 from systolora_sim.training import (
     TrainingResult,
@@ -66,8 +67,9 @@ def _on_rtl(
     state: TrainingState,
     steps: int,
     config: AcceleratorConfig,
-    schedule: str,
+    schedule: str | StepSchedule,
     micro_batches: int,
+    cache_base: bool,
     options: "RtlOptions | None",
     build_dir: Path,
     progress: bool,
@@ -79,7 +81,12 @@ def _on_rtl(
 
     options = options or RtlOptions()
     program = compile_training(
-        state, config, base=IMAGE_BASE, schedule=schedule, micro_batches=micro_batches
+        state,
+        config,
+        base=IMAGE_BASE,
+        schedule=schedule,
+        micro_batches=micro_batches,
+        cache_base=cache_base,
     )
     run = run_and_check(
         program, steps, options, build_dir, progress, lambda: run_steps(state, steps)
@@ -101,6 +108,7 @@ def train_file(
     rescale: bool = False,
     schedule: str = "auto",
     micro_batches: int = 1,
+    cache_base: bool = False,
     json_path: str | Path | None = None,
     rtl: "RtlOptions | None" = None,
     build_dir: str | Path | None = None,
@@ -121,8 +129,9 @@ def train_file(
     resume : an earlier output whose state takes the place of the layer file's; it may be `out_path`
     rescale : whether masters and momenta that saturated get larger scales before the first step
         (`training.rescale_saturated`)
-    schedule : machine and rtl: one of `schedules.SCHEDULES`
+    schedule : machine and rtl: one of `schedule_choice.CHOICES`
     micro_batches : pieces of each batch, at least 1 (`pieces.check_pieces`)
+    cache_base : machine and rtl: the sums of X.W^T are computed once, by the compiler, and loaded
     json_path : where the report goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -161,11 +170,18 @@ def train_file(
     if backend != "golden":
         _check_layers(state, config, layer_path)
     try:
-        check_schedule(schedule)
+        check_choice(schedule)
         check_pieces(state, micro_batches)
+        found: str | StepSchedule = schedule
+        if backend != "golden":
+            latency = LATENCY if rtl is None else rtl.memory_latency
+            found = find_schedule(
+                schedule, state, config,
+                memory_latency=latency, cache_base=cache_base, progress=progress,
+            )  # fmt: skip
         if backend == "rtl":
             result, counters = _on_rtl(
-                state, steps, config, schedule, micro_batches, rtl, build_dir, progress
+                state, steps, config, found, micro_batches, cache_base, rtl, build_dir, progress
             )
         else:
             with bar(steps * len(state.layers), progress, backend) as update:
@@ -173,7 +189,7 @@ def train_file(
                     from systolora_sim import machine_backend
 
                     result = machine_backend.run_steps(
-                        state, steps, config, update, schedule, micro_batches
+                        state, steps, config, update, found, micro_batches, cache_base
                     )
                 else:
                     result = run_steps(state, steps, None, update)
