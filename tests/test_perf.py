@@ -20,6 +20,7 @@ from systolora_sim.perf import measure
 from systolora_sim.perf_attribution import ArrayTimes, attribute, exec_macs
 from systolora_sim.perf_figures import ORDER
 from systolora_sim.perf_options import PerfOptions
+from systolora_sim.rtl_backend import IMAGE_BASE
 from systolora_sim.runner import BUILD_DIR, RunError
 from systolora_sim.timeline import lanes
 from systolora_sim.workload import load_workload, state
@@ -245,6 +246,104 @@ def test_first_layers_only(file):
     assert whole["step_share"]["whole_macs"] > 100_000 and len(whole["notes"]) == 3
 
 
+# Options --------------------------------------------------------------------------------------
+
+CONSTANT = """\
+title = "three layers of one constant input"
+source = "made by hand"
+
+[[layer]]
+name = "k"
+input = "text"
+rows = 45
+d = 20
+k = 12
+count = 3
+shared = true
+constant = true
+"""
+
+
+@pytest.fixture(name="constant")
+def _constant(tmp_path):
+    path = tmp_path / "constant.toml"
+    path.write_text(CONSTANT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_kept_base_product(constant, bits):
+    chosen = options(constant, batch=2, bits=bits, baselines=("best-of-ws-os",))
+    computing, _ = measure(chosen)
+    report, _ = measure(replace(chosen, cache_base=True))
+    run, base = report["runs"]
+    passes = (bits // 8) ** 2
+    assert run["macs"] == base["macs"] == computing["runs"][0]["macs"]
+    assert run["macs"] - run["computed_macs"] == passes * 3 * 90 * 20 * 12
+    assert run["limit"] == run["macs"] / 16 and run["share"] == run["limit"] / run["cycles"]
+    done = run["computed_macs"] / 16
+    assert abs(done + sum(run["waits"].values()) - run["cycles"]) < 1
+    assert min(run["waits"].values()) >= 0
+    assert sum(product["macs"] for product in run["products"]) == run["computed_macs"]
+    assert sum(product["cycles"] for product in run["products"]) == run["cycles"]
+    (loaded,) = (product for product in run["products"] if product["name"] == "Y")
+    assert loaded["title"].endswith("loaded") and loaded["macs"] == loaded["cycles"] == 0
+    assert loaded["bytes"] > 3 * 90 * 12 * 4  # the sums, in 32 bits at least
+    assert "computed_macs" not in base and base == computing["runs"][1]
+    assert report["speedups"]["best-of-ws-os"] == base["cycles"] / run["cycles"]
+    assert any(f"{run['computed_macs']:,} MACs are computed" in note for note in report["notes"])
+
+
+def test_a_kept_base_product_on_rtl(constant):
+    chosen = options(constant, cache_base=True, schedule="best", build_dir=BUILD_DIR)
+    model, rtl = (measure(replace(chosen, backend=name))[0] for name in ("model", "rtl"))
+    one, other = model["runs"][0], rtl["runs"][0]
+    assert abs(other["cycles"] / one["cycles"] - 1) < 0.01
+    assert other["computed_macs"] == one["computed_macs"] and other["schedule"] == "best"
+
+
+def test_the_best_schedule(constant):
+    found = {
+        name: measure(options(constant, batch=2, schedule=name))[0]
+        for name in ("auto", "ws", "os", "mixed", "best")
+    }
+    cycles = {name: report["runs"][0]["cycles"] for name, report in found.items()}
+    assert cycles["best"] == min(cycles.values()) < max(cycles.values())
+    for name, report in found.items():
+        assert report["runs"][0]["schedule"] == name
+        assert any("schedules by the cycle model" in note for note in report["notes"]) == (
+            name == "best"
+        )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_phases_add_up(constant, cached):
+    report, _ = measure(options(constant, phase="phases", cache_base=cached))
+    step, phases = report["runs"]
+    assert phases["name"] == "systolora-phases" and phases["macs"] == step["macs"]
+    training = state(load_workload(constant), rank=2, batch=1, blank=True)
+    cycles = [
+        time_program(program.config, program.program).counters["CYCLES"]
+        for phase in ("forward", "backward", "update")
+        for program in [
+            compile_training(
+                training, preset("tiny"), phase, base=IMAGE_BASE, sums=False, cache_base=cached
+            )
+        ]
+    ]
+    assert phases["cycles"] == sum(cycles)
+    for key in ("macs", "cycles"):
+        whole = phases.get("computed_macs", phases["macs"]) if key == "macs" else phases[key]
+        assert sum(product[key] for product in phases["products"]) == whole
+    computed = phases.get("computed_macs", phases["macs"]) / 16
+    assert abs(computed + sum(phases["waits"].values()) - phases["cycles"]) < 1
+    moved = sum(product["bytes"] for product in phases["products"])
+    assert moved == phases["bytes_read"] + phases["bytes_written"]
+    assert any(f"in all {phases['cycles']:,}" in note for note in report["notes"])
+    assert report["speedups"]["systolora-phases"] == phases["cycles"] / step["cycles"]
+    assert len(measure(options(constant))[0]["runs"]) == 1
+
+
 # RTL ------------------------------------------------------------------------------------------
 
 
@@ -358,6 +457,13 @@ def assert_line(captured, *parts: str) -> None:
         (["--workload", "sd15-kv", "--rank", "-1"], ["rank: -1"]),
         (["--workload", "sd15-kv", "--limit-layers", "33"], ["layers = 33", "1 to 32"]),
         (["--workload", "sd15-kv", "--sample-rows", "5"], ["sample-rows", "file of adapters"]),
+        (
+            ["--workload", "llama-7b-qv", "--cache-base"],
+            ["llama-7b-qv: cache-base: layer first.q_proj", "not constant"],
+        ),
+        (["--workload", "sd15-kv", "--schedule", "fast"], ["schedule = 'fast'", "mixed, best"]),
+        (["--workload", "sd15-kv", "--phase", "forward"], ["phase = 'forward'", "step, phases"]),
+        (["--workload", "sd15-kv", "--phase", "phases", "--backend", "rtl"], ["backend model"]),
         (["--workload", "sd15-kv", "--memory", "500bit@40"], ["bus_bits = 500"]),
         (["--workload", "sd15-kv", "--memory", "512bit@0"], ["latency = 0"]),
         (["--workload", "sd15-kv", "--memory", "512bit@40", "--bus-bits", "64"], ["bus_bits = 64"]),
