@@ -78,9 +78,9 @@ _B1R16, _B1R4 = _target(0.87, 3, 1.15), _target(0.83, 3, 1.2)
 _CACHED = Target(over=(("textbook-ws", 10),))
 
 CASES = (
-    Case(batch=4, rank=16, target=_B4R16, whole=True, blocks=_ALL),
+    Case(batch=4, rank=16, target=_B4R16, whole=True),
     Case(batch=4, rank=4, target=_B4R4, whole=True, blocks=_ALL),
-    Case(batch=1, rank=16, target=_B1R16, whole=True, blocks=_ALL),
+    Case(batch=1, rank=16, target=_B1R16, whole=True),
     Case(batch=1, rank=16, bus_bits=1024, target=_B1R16, whole=True),
     Case(batch=1, rank=4, target=_B1R4, whole=True, blocks=_ALL),
     Case(batch=1, rank=4, bus_bits=1024, target=_B1R4, whole=True),
