@@ -11,6 +11,7 @@ from systolora_sim.perf_options import PerfOptions
 from systolora_sim.perf_repeats import shorten
 from systolora_sim.workload import WORKLOADS, load_workload
 
+#: Long enough that updates do not pile up.
 REPEATS = """\
 title = "blocks of two layers with one x and a third one, and a text that all read"
 source = "made by hand"
@@ -18,35 +19,35 @@ source = "made by hand"
 [[layer]]
 name = "q"
 input = "hidden"
-rows = 96
-d = 48
-k = 40
+rows = 256
+d = 128
+k = 112
 dx = true
 count = 9
 
 [[layer]]
 name = "v"
 input = "hidden"
-rows = 96
-d = 48
-k = 24
+rows = 256
+d = 128
+k = 96
 dx = true
 count = 9
 
 [[layer]]
 name = "out"
-rows = 96
-d = 40
-k = 48
+rows = 256
+d = 112
+k = 128
 dx = true
 count = 9
 
 [[layer]]
 name = "text"
 input = "text"
-rows = 20
-d = 48
-k = 40
+rows = 40
+d = 128
+k = 112
 count = 5
 shared = true
 """
@@ -103,10 +104,8 @@ def test_a_few_stand_for_the_rest(file, baselines):
         assert some[key] == whole[key]
     for one, other in zip(some["runs"], whole["runs"], strict=True):
         assert one["macs"] == other["macs"] and one["limit"] == other["limit"]
-        assert one["cycles"] == pytest.approx(other["cycles"], rel=0.01)
-        # Status bits, which are no layer's, count much where layers are small.
-        for key in ("bytes_read", "bytes_written", "post_cycles"):
-            assert one[key] == pytest.approx(other[key], rel=0.03), key
+        for key in ("cycles", "bytes_read", "bytes_written", "post_cycles"):
+            assert one[key] == pytest.approx(other[key], rel=0.01), key
         assert abs(one["limit"] + sum(one["waits"].values()) - one["cycles"]) < 1
         for key in ("cycles", "macs"):
             assert sum(product[key] for product in one["products"]) == one[key]
