@@ -117,6 +117,15 @@ def test_a_run_that_computes_less(report):
     assert f"the array {run['macs'] // 10 / 4096:,.0f}" in memory_lines(report)[0]
 
 
+def test_a_share_beyond_the_limit_stays_on_the_chart(report, tmp_path):
+    report["runs"][0]["share"] = 1.8
+    save_chart(report, "utilization", tmp_path / "a.svg")
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    bars = [r.attrib for r in root.iter(f"{SVG}rect") if "x" in r.attrib]
+    ends = [float(bar["x"]) + float(bar["width"]) for bar in bars]
+    assert 0 < max(ends) < float(root.attrib["viewBox"].split()[2])
+
+
 @pytest.mark.parametrize(("cycles", "word"), [(150_000, "yes, 1."), (50_000, "no, 0.")])
 def test_the_best_peer(report, cycles, word):
     report["peers"][0]["cycles"] = cycles

@@ -36,7 +36,8 @@ def utilization(report: dict[str, Any], heading: bool = True) -> Drawing:
     )
     y = head(drawing, report, heading)
     y = legend(drawing, y, [(series(i), run["title"]) for i, run in enumerate(runs)]) + 6
-    scale = _bars_width() / max(1.0, *(s for n in names for _, s in _shares(report, n)), 0)
+    shown = [share for name in [*names, "step"] for _, share in _shares(report, name)]
+    scale = _bars_width() / max(1.0, *shown)
     top, bar = y, 12
     for name in [*names, "step"]:
         shares = _shares(report, name)

@@ -71,8 +71,8 @@ def cached(run: dict[str, Any]) -> str:
         f"{run['title']}: X does not change from step to step, and the sums of X.W^T are loaded. "
         f"MACs, limit and share are those of the whole step, so a share may exceed 100%; "
         f"{number(done)} MACs are computed, {percent(done / macs)} of {number(macs)}, which alone "
-        f"would be {percent(run['share'] * done / macs)} of the MAC limit. The other runs, "
-        "and the peers, compute X.W^T."
+        f"would be {percent(run['share'] * done / macs)} of the MAC limit. Baselines and "
+        "peers compute X.W^T."
     )
 
 

@@ -96,7 +96,7 @@ def _memory(report: dict[str, Any]) -> str:
     first, *rest = memory_lines(report)
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
     return (
-        f'<h2>Where memory is the limit</h2>\n<p id="memory-limit"><strong>{escape(first)}</strong>'
+        f'<h2>What the limit is</h2>\n<p id="memory-limit"><strong>{escape(first)}</strong>'
         f"</p>\n<ul>{items}</ul>"
     )
 
