@@ -113,34 +113,42 @@ def test_a_program_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 2 and slower["cycles"] > first["cycles"]
 
 
+def kept_in(directory: Path, simulate: bool = True) -> Runs:
+    runs = Runs(BUILD_DIR, 40, simulate=simulate)
+    runs.directory = directory
+    return runs
+
+
+def never() -> Any:
+    raise AssertionError("it was simulated already, or must not be")
+
+
 def test_a_run_in_verilog_is_kept_for_this_program_and_this_data(tmp_path: Path) -> None:
-    runs = Runs(BUILD_DIR, 40)
-    runs.directory = tmp_path
+    runs, silent = kept_in(tmp_path), kept_in(tmp_path, simulate=False)
     training, program = small()
-    silent = Runs(BUILD_DIR, 40, simulate=False)
-    silent.directory = tmp_path
-    assert silent.rtl(program, lambda: run_steps(training, 1)) is None
-    found = runs.rtl(program, lambda: run_steps(training, 1))
+    blank = state(workload(layer("one", "x")), rank=2, batch=1, blank=True)
+    asked = compile_training(blank, preset("tiny"), base=IMAGE_BASE, sums=False)
+    assert silent.rtl(asked, "small", never, never) is None
+    found = runs.rtl(asked, "small", lambda: program, lambda: run_steps(training, 1))
     assert found is not None
     assert found["cycles"] == pytest.approx(runs.model(program)["cycles"], rel=0.01)
-
-    def never() -> Any:
-        raise AssertionError("it was simulated already")
-
-    assert silent.rtl(program, never) == found
-    other = state(workload(layer("one", "x")), rank=2, batch=1, seed=1)
-    moved = compile_training(other, preset("tiny"), base=IMAGE_BASE, sums=False)
-    assert np.array_equal(moved.program, program.program)
-    assert silent.rtl(moved, never) is None
+    assert runs.rtl(asked, "small", never, never) == found
+    assert silent.rtl(asked, "other data", never, never) is None
+    wider = state(workload(layer("one", "x", 16)), rank=2, batch=1, blank=True)
+    other = compile_training(wider, preset("tiny"), base=IMAGE_BASE, sums=False)
+    assert silent.rtl(other, "small", never, never) is None
 
 
-def test_what_is_not_golden_is_refused_and_not_kept(tmp_path: Path) -> None:
-    runs = Runs(BUILD_DIR, 40)
-    runs.directory = tmp_path
+def test_what_is_not_golden_or_not_the_program_is_refused_and_not_kept(tmp_path: Path) -> None:
+    runs = kept_in(tmp_path)
     _, program = small()
     other = state(workload(layer("one", "x")), rank=2, batch=1, seed=1)
     with pytest.raises(RunError, match="not as the golden model"):
-        runs.rtl(program, lambda: run_steps(other, 1))
+        runs.rtl(program, "small", lambda: program, lambda: run_steps(other, 1))
+    wider = state(workload(layer("one", "x", 16)), rank=2, batch=1)
+    wrong = compile_training(wider, preset("tiny"), base=IMAGE_BASE, sums=False)
+    with pytest.raises(ValueError, match="another program"):
+        runs.rtl(program, "small", lambda: wrong, never)
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -5,7 +5,7 @@ compared with the golden model bit for bit.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -23,7 +23,6 @@ from systolora_sim.utilization_cases import (
     OURS,
     STEP,
     Case,
-    Target,
     compiled,
     training,
 )
@@ -101,11 +100,17 @@ class _Simulation:
     cycles: int
 
     def run(self, runs: Runs) -> Run | None:
+        case, part, name = self.case, self.part, self.name
         # One state for all cases with the same data.
-        data = replace(self.case, bus_bits=512, cache_base=False, target=Target(), whole=False)
-        data = replace(data, blocks=())
-        program = compiled(self.case, _data(data, self.part), self.name)
-        return runs.rtl(program, lambda: _golden(data, self.part))
+        data = Case(
+            rank=case.rank, batch=case.batch, bits=case.bits, just_in_time=case.just_in_time
+        )
+        return runs.rtl(
+            compiled(case, training(case, part), name),
+            f"{data.name}, {part}",
+            lambda: compiled(case, _data(data, part), name),
+            lambda: _golden(data, part),
+        )
 
 
 def _peers(case: Case) -> dict[str, int]:
