@@ -22,7 +22,7 @@ from systolora_sim.step_file import load_step
 from systolora_sim.step_program import read_back
 from systolora_sim.training import TrainingResult, TrainingState, run_steps
 from test_lowering import ODD
-from test_sharing import shared_state, together  # noqa: F401  # a fixture
+from test_sharing import shared_state
 from test_training import same, same_result
 
 SEED = 6300
@@ -83,7 +83,6 @@ def test_schedules_in_pieces(schedule):
     check(state_of([(21, 19, 9, 4), (17, 6, 30, 2)]), TINY, 3, schedule=schedule)
 
 
-@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("schedule", ["auto", "mixed"])
 def test_pieces_of_shared_inputs(schedule):
     state = shared_state([(18, 3), (9, 5), (7, 2)], n=23, apart=1, **MODES)
@@ -117,7 +116,6 @@ def test_records_are_maxima_of_all_pieces():
     check(replace(state, layers={"layer0": replace(each, layer=zero)}), TINY, 3)
 
 
-@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pieces_on_rtl(name):
     state = shared_state([(18, 3), (9, 5), (7, 2)], n=23, apart=1, **MODES)
