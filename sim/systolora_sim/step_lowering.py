@@ -60,7 +60,6 @@ class Group:
             first, count = first + count, count * GROWTH
         return portions
 
-
     def endings(self) -> list[tuple[int, int]]:
         """(first, count) of the layers whose dA is one product.
 
