@@ -1,8 +1,8 @@
 """Measures docs/results/utilization.* and writes them there.
 
 Every run is kept below the build directory: a second call measures only what has changed since. A
-first one builds four simulators of 64 x 64 and simulates 12 million cycles: about an hour and a
-half on one core.
+first one builds four simulators of 64 x 64 and simulates 9 million cycles: more than an hour on two
+cores.
 """
 
 import argparse

@@ -179,6 +179,16 @@ def test_targets_that_are_missed_are_named(stored: dict[str, Any]) -> None:
     assert missed(row) == []
 
 
+def test_a_peer_that_is_faster_is_told(stored: dict[str, Any]) -> None:
+    figures = json.loads(json.dumps(stored))
+    row = next(r for r in figures["sweep"]["rows"] if r["widths"]["512"]["ratio"] > 1.01)
+    before = render(figures).count("| NO |")
+    row["widths"]["512"]["ratio"] = 0.98
+    assert render(figures).count("| NO |") == before + 1
+    row["widths"]["512"]["ratio"] = 1.005
+    assert render(figures).count("| NO |") == before
+
+
 def test_groups_are_layers_with_one_input_and_alike_ones_are_counted() -> None:
     layers = [layer("q.0", "x0"), layer("k.0", "x0", 16), layer("q.1", "x1")]
     layers += [layer("k.1", "x1", 16), layer("out", "y")]
