@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from systolora_sim.runner import RunError, check_output, write_json
+from systolora_sim.results_script import write_results
 from systolora_sim.utilization import measure
 from systolora_sim.utilization_cases import LATENCY
 from systolora_sim.utilization_report import render
@@ -27,30 +27,11 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("docs") / "results")
     arguments = parser.parse_args()
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        figures_file, table_file = (
-            arguments.output / f"utilization.{end}" for end in ("json", "md")
-        )
-        check_output(figures_file, [table_file])
-        simulate = not arguments.no_simulation
-        runs = Runs(arguments.build_dir, LATENCY, simulate=simulate, progress=True)
-        figures = measure(runs, long=arguments.long)
-        write_json(figures_file, figures)
-        temporary = table_file.with_suffix(".md.part")
-        temporary.write_text(render(figures), encoding="utf-8")
-        temporary.replace(table_file)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    print(figures_file, table_file, sep="\n")
-    return 0
+    simulate = not arguments.no_simulation
+    runs = Runs(arguments.build_dir, LATENCY, simulate=simulate, progress=True)
+    return write_results(
+        arguments.output, "utilization", lambda: measure(runs, long=arguments.long), render
+    )
 
 
 if __name__ == "__main__":

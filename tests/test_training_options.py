@@ -130,6 +130,7 @@ def test_what_is_refused(layers, tmp_path, capsys):
     machine = ("--backend", "machine", "--preset", "tiny")
     cases = [
         (("run", moving, "-o", out, *LR, "--cache-base", *machine), "layer q: cache_base: dX is"),
+        (("run", moving, "-o", out, *LR, "--cache-base"), "layer q: cache_base: dX is asked"),
         (("compile", moving, "-o", out, *LR, "--cache-base"), "layer q: cache_base: dX is asked"),
         (("run", layers, "-o", out, *LR, "--schedule", "fast"), "schedule = 'fast': must be one"),
     ]

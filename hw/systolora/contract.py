@@ -17,6 +17,7 @@ __all__ = [
     "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
     "DocumentedEnum", "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
     "CONTROL", "DESCRIPTORS", "DESCRIPTOR_BYTES", "EXEC", "LOAD", "PROGRAM_MAX", "POST_DESCRIPTOR",
+    "QUEUE_DEPTHS",
     "Action", "Buffer", "Fault", "Kind", "Layout",
     "COUNTERS", "DEVICE_ID", "REGISTERS", "REGISTER_ADDRESS_BITS", "REGISTER_BITS",
     "REGISTER_VERSION", "Register", "RegisterField", "existing_bits", "register_constants",
@@ -204,6 +205,10 @@ class Kind(DocumentedEnum):
     EXEC = 2, "buffers through the array to accumulators"
     POST = 3, "a post command with its memory"
     CONTROL = 4, "of the program itself"
+
+
+#: Descriptors that each queue behind the dispatcher holds.
+QUEUE_DEPTHS: dict[Kind, int] = {Kind.LOAD: 8, Kind.EXEC: 8, Kind.POST: 16}
 
 
 class Buffer(DocumentedEnum):

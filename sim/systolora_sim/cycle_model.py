@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import ACC_BANKS, AcceleratorConfig
-from systolora.contract import DESCRIPTOR_BYTES, Action, Kind
+from systolora.contract import DESCRIPTOR_BYTES, QUEUE_DEPTHS, Action, Kind
 from systolora_sim.timing.banks import Banks
 from systolora_sim.timing.columns import columns
 from systolora_sim.timing.dispatching import Dispatcher, post_memory
@@ -26,8 +26,8 @@ from systolora_sim.timing.writing import Writer
 
 __all__ = ["Timing", "TimingError", "time_program"]
 
-#: Depths of the queues behind the dispatcher (engine.py), and of the Core's input (core.py).
-LOAD_QUEUE, EXEC_QUEUE, POST_QUEUE, INPUT_ROWS = 8, 8, 16, 16
+#: Depth of the Core's input queue (core.py).
+INPUT_ROWS = 16
 #: Beats and bursts of the program that are fetched ahead (top.py), beats of the other readers.
 FETCH_BEATS, FETCH_BURSTS, READ_BEATS = 64, 4, 32
 #: From the write of start to the program's first request; from the end of all to the interrupt.
@@ -86,12 +86,14 @@ class _Model:
         self.load_reader = reader(1, outstanding, beats, drains=True)
         self.stream_reader = reader(2, outstanding, max(beats, config.stream_beats))
         queues = {
-            Kind.LOAD: Queue(kernel, LOAD_QUEUE),
-            Kind.EXEC: Queue(kernel, EXEC_QUEUE),
-            Kind.POST: Queue(kernel, POST_QUEUE),
+            Kind.LOAD: Queue(kernel, QUEUE_DEPTHS[Kind.LOAD]),
+            Kind.EXEC: Queue(kernel, QUEUE_DEPTHS[Kind.EXEC]),
+            Kind.POST: Queue(kernel, QUEUE_DEPTHS[Kind.POST]),
         }
-        reads, rows = Queue(kernel, POST_QUEUE), Queue(kernel, INPUT_ROWS)
-        self.writer = Writer(kernel, Queue(kernel, POST_QUEUE), bus, outstanding, latency)
+        reads, rows = Queue(kernel, QUEUE_DEPTHS[Kind.POST]), Queue(kernel, INPUT_ROWS)
+        self.writer = Writer(
+            kernel, Queue(kernel, QUEUE_DEPTHS[Kind.POST]), bus, outstanding, latency
+        )
         self.executor = Executor(kernel, config, queues[Kind.EXEC], banks)
         self.loader = Loader(
             kernel,

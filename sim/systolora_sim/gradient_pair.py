@@ -15,6 +15,7 @@ from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import PostBuilder
 from systolora_sim.product_lowering import Product, ProductLowering
 from systolora_sim.tiling import Stationary
+from systolora_sim.work import Exec
 
 __all__ = ["lower_gradients"]
 
@@ -96,19 +97,16 @@ def lower_gradients(builder: PostBuilder, dh: Product, db: Product) -> bool:
     in_turns = _plan(config, passing.m, passing.n, size, others)
     first = ProductLowering(builder, whole, all_of_it, operands[whole.name])
     second = ProductLowering(builder, passing, in_turns, operands[passing.name])
-    pending = [item for block in all_of_it.blocks for item in first.part("main", block)]
-    for number, group in enumerate(in_turns.groups):
-        cycles, start = 0, number * size
-
-        def here(k: int, start: int = start) -> bool:
-            return start <= k < start + size
-
-        areas = [item.wgt.area for item in pending]
-        now = [here(area.col0 if parts.by_columns else area.row0) for area in areas]
-        execs = [item for item, due in zip(pending, now, strict=True) if due]
-        pending = [item for item, due in zip(pending, now, strict=True) if not due]
-        for item in execs:
+    # The first one's EXECs by the part of dY that they read.
+    by_part: dict[int, list[Exec]] = {}
+    for block in all_of_it.blocks:
+        for item in first.part("main", block):
             item.label = whole.label
+            area = item.wgt.area
+            begins = area.col0 if parts.by_columns else area.row0
+            by_part.setdefault(begins // size, []).append(item)
+    for number, group in enumerate(in_turns.groups):
+        execs = by_part[number]
         for block in group:
             own = second.part("main", block)
             for item in own:
@@ -116,10 +114,9 @@ def lower_gradients(builder: PostBuilder, dh: Product, db: Product) -> bool:
             execs += own
         for item in execs:
             builder.exec(item)
-            cycles += item.cycles
         if number == 0:
             builder.settle()
-        builder.spare(cycles - second.post_cycles(group))
+        builder.spare(sum(item.cycles for item in execs) - second.post_cycles(group))
         second.posts(group)
     first.posts(all_of_it.groups[0])
     return True

@@ -133,7 +133,7 @@ class LayerLowering:
     def gradient_scale(self, name: str) -> Step:
         """The step that stores the Scale of dA or dB."""
         append = partial(self._gradient_scale, name)
-        return Step(append, 0, 5, CHAIN, label=self.label(name), name=self.name(name))
+        return Step(append, 0, 5, CHAIN, label=self.label(name))
 
     def _gradient_scale(self, name: str, _at_w: int, _at_u: int) -> None:
         builder, unit = self.builder, self.scale(name)

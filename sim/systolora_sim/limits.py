@@ -6,7 +6,7 @@ from systolora.config import AcceleratorConfig
 from systolora_sim import numerics as nx
 from systolora_sim.layer import Layer
 
-__all__ = ["CompileError", "check_layer"]
+__all__ = ["CompileError", "check_cached_base", "check_layer"]
 
 
 class CompileError(ValueError):
@@ -30,3 +30,14 @@ def check_layer(layer: Layer, config: AcceleratorConfig) -> None:
                 f"bits.{name} = {layer.bits_of(name)}: the configuration was generated without "
                 "int16"
             )
+
+
+def check_cached_base(layer: Layer) -> None:
+    """Raises CompileError where the sums of X.W^T are no constant that a step could load."""
+    if layer.want_dx:
+        raise CompileError(
+            "cache_base: dX is asked for, so that x changes as what computes it is trained; the "
+            "sums of X.W^T are no constant"
+        )
+    if layer.is_frozen:
+        raise CompileError("cache_base: the layer has no adapter: nothing would be left of Y")

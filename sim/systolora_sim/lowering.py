@@ -31,7 +31,7 @@ from systolora_sim.layer_memory import (
     add_training,
     add_turned,
 )
-from systolora_sim.limits import CompileError, check_layer
+from systolora_sim.limits import CompileError, check_cached_base, check_layer
 from systolora_sim.memory_map import MemoryMap, alignment
 from systolora_sim.pieces import check_pieces, piece_symbols, pieces_of
 from systolora_sim.post_builder import PostBuilder, too_long
@@ -69,16 +69,6 @@ def _check_record(name: str, record: int, config: AcceleratorConfig) -> None:
             f"{name}.amax = {record}: must be below 2^{config.acc_bits}, the accumulators of "
             "this configuration"
         )
-
-
-def _check_base(layer: Layer) -> None:
-    if layer.want_dx:
-        raise CompileError(
-            "cache_base: dX is asked for, so that x changes as what computes it is trained; the "
-            "sums of X.W^T are no constant"
-        )
-    if layer.is_frozen:
-        raise CompileError("cache_base: the layer has no adapter: nothing would be left of Y")
 
 
 def _phase(phase: str) -> None:
@@ -330,7 +320,7 @@ def compile_training(
         try:
             check_limits(each.layer, config)
             if cache_base:
-                _check_base(each.layer)
+                check_cached_base(each.layer)
         except CompileError as error:
             raise CompileError(f"layer {name}: {error}" if name else str(error)) from None
     check_pieces(state, micro_batches)

@@ -193,7 +193,8 @@ class ProductLowering:
         """Whether all rows pass a column block before the next one comes.
 
         Then a stationary tile is loaded once, and the streamed rows stay in their buffer if all of
-        them fit.
+        them fit. In the other order those of one row block must, and all stationary tiles; what
+        does not stay comes again for each block of the inner loop.
         """
         config, product = self.config, self.product
         if product.columns_first is not None:
@@ -204,13 +205,18 @@ class ProductLowering:
             product.k * product.streamed.itemsize, config.act_entry_bytes
         )
         stationary = product.n * product.k * product.stationary.itemsize
-        blocks = ceil_div(product.m, config.bank_depth), ceil_div(product.n, config.cols)
-        stays = 4 * streamed <= 3 * config.act_entries
+        row_blocks, col_blocks = (
+            ceil_div(product.m, config.bank_depth), ceil_div(product.n, config.cols),
+        )  # fmt: skip
+        all_stay = 4 * streamed <= 3 * config.act_entries
+        block_stays = Streamed.stays(config, product.streamed, ceil_div(product.m, row_blocks))
         fits = 2 * stationary <= config.wgt_bytes
         size = streamed * config.act_entry_bytes
-        by_columns = stationary + size * (1 if stays else blocks[1])
-        by_rows = size + stationary * (1 if fits else blocks[0])
-        return blocks[0] > 1 and by_columns < by_rows
+        by_columns = stationary + size * (1 if all_stay else col_blocks)
+        by_rows = size * (1 if block_stays else col_blocks) + stationary * (
+            1 if fits else row_blocks
+        )
+        return row_blocks > 1 and by_columns < by_rows
 
     def _group(self) -> int:
         """How many blocks should share a bank, one after the other.

@@ -228,14 +228,11 @@ def lower_copies(builder: PostBuilder, groups: Sequence[Group]) -> None:
     """Puts off the working copies of all masters until they are needed."""
     number = 0
     for group in groups:
-        portions = {
-            n: first for first, count in group.portions() for n in range(first, first + count)
-        }
-        for inside, layer in enumerate(group.layers):
-            first = number - inside + portions[inside]
-            for tensor, need in (("lora_A", first), ("lora_B", number)):
-                _copy(builder, layer, tensor, 2 * need - 1)
-            number += 1
+        for first, count in group.portions():
+            for inside, layer in enumerate(group.layers[first : first + count]):
+                _copy(builder, layer, "lora_A", 2 * number - 1)
+                _copy(builder, layer, "lora_B", 2 * (number + inside) - 1)
+            number += count
 
 
 def _copy(builder: PostBuilder, layer: LayerLowering, tensor: str, need: int) -> None:

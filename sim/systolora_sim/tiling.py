@@ -58,6 +58,13 @@ class Streamed:
     rows: int
     piece: int
 
+    @staticmethod
+    def stays(config: AcceleratorConfig, symbol: Symbol, rows: int) -> bool:
+        """Whether that many rows stay in the buffer over all columns of a product."""
+        full = ceil_div(symbol.cols * symbol.itemsize, config.act_entry_bytes)
+        longest = MAX_STRIDE * config.act_unit // config.act_entry_bytes
+        return rows * full <= config.act_entries * 7 // 16 and full <= longest
+
     @classmethod
     def fit(cls, config: AcceleratorConfig, symbol: Symbol, rows: int) -> "Streamed":
         """For blocks of at most that many rows."""
@@ -65,8 +72,7 @@ class Streamed:
         each = config.act_entry_bytes // size  # elements of an entry
         full = ceil_div(symbol.cols, each)
         longest = MAX_STRIDE * config.act_unit // config.act_entry_bytes
-        most = entries * 7 // 16
-        if rows * full <= most and full <= longest:
+        if cls.stays(config, symbol, rows):
             return cls(config, symbol, rows, full * each)
         quarter = entries // 4
         if rows > quarter:

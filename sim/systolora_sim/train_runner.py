@@ -13,7 +13,7 @@ from systolora.config import AcceleratorConfig
 from systolora_sim import runner
 from systolora_sim.calibrate import to_float
 from systolora_sim.layer import LayerError
-from systolora_sim.limits import CompileError, check_layer
+from systolora_sim.limits import CompileError, check_cached_base, check_layer
 from systolora_sim.pieces import check_pieces
 from systolora_sim.runner import BACKENDS, BUILD_DIR, RunError
 from systolora_sim.schedule_choice import LATENCY, check_choice, find_schedule
@@ -53,11 +53,19 @@ def bar(total: int, show: bool, name: str) -> Iterator[Callable[[int], None] | N
     yield None
 
 
-def _check_layers(state: TrainingState, config: AcceleratorConfig, path: Path) -> None:
-    """Raises RunError, naming the layer, where the configuration cannot compute one."""
+def _check_layers(
+    state: TrainingState, config: AcceleratorConfig | None, cache_base: bool, path: Path
+) -> None:
+    """Raises RunError, naming the layer, where one cannot be computed so.
+
+    config : None where no configuration computes it
+    """
     for name, each in state.layers.items():
         try:
-            check_layer(each.layer, config)
+            if config is not None:
+                check_layer(each.layer, config)
+            if cache_base:
+                check_cached_base(each.layer)
         except CompileError as error:
             where = f"layer {name}: " if name else ""
             raise RunError(f"{path}: {where}{error}") from None
@@ -131,7 +139,7 @@ def train_file(
         (`training.rescale_saturated`)
     schedule : machine and rtl: one of `schedule_choice.CHOICES`
     micro_batches : pieces of each batch, at least 1 (`pieces.check_pieces`)
-    cache_base : machine and rtl: the sums of X.W^T are computed once, by the compiler, and loaded
+    cache_base : the sums of X.W^T are computed once, by the compiler, and loaded (machine and rtl)
     json_path : where the report goes, None for nowhere
     rtl : rtl: how the simulation runs
     build_dir : rtl: where Verilog and simulators are kept, `build` if None
@@ -167,8 +175,7 @@ def train_file(
         runner.check_output(json_path, others)
     counters: dict[str, int] = {}
     build_dir = BUILD_DIR if build_dir is None else Path(build_dir)
-    if backend != "golden":
-        _check_layers(state, config, layer_path)
+    _check_layers(state, None if backend == "golden" else config, cache_base, layer_path)
     try:
         check_choice(schedule)
         check_pieces(state, micro_batches)

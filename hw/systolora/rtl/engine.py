@@ -7,7 +7,7 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import STICKY
+from systolora.contract import QUEUE_DEPTHS, STICKY, Kind
 from systolora.rtl.array_feeder import ArrayFeeder
 from systolora.rtl.core import Core
 from systolora.rtl.csr import EventsLayout, FaultLayout
@@ -49,9 +49,6 @@ class Engine(wiring.Component):
     events : for the counters, without the bytes
     busy : something is in work
     """
-
-    #: Descriptors that each queue holds.
-    LOAD_QUEUE, EXEC_QUEUE, POST_QUEUE = 8, 8, 16
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
@@ -148,12 +145,13 @@ class Engine(wiring.Component):
             m.d.comb += getattr(self, name).eq(getattr(dispatcher, name))
 
         # Queues
+        load, execute, post = (QUEUE_DEPTHS[kind] for kind in (Kind.LOAD, Kind.EXEC, Kind.POST))
         waiting = [
-            self._queue(m, "load_queue", self.LOAD_QUEUE, dispatcher.load, loader.items),
-            self._queue(m, "exec_queue", self.EXEC_QUEUE, dispatcher.exec, feeder.items),
-            self._queue(m, "post_queue", self.POST_QUEUE, dispatcher.post, core.post),
-            self._queue(m, "reads_queue", self.POST_QUEUE, dispatcher.reads, reader.items),
-            self._queue(m, "writes_queue", self.POST_QUEUE, dispatcher.writes, writer.items),
+            self._queue(m, "load_queue", load, dispatcher.load, loader.items),
+            self._queue(m, "exec_queue", execute, dispatcher.exec, feeder.items),
+            self._queue(m, "post_queue", post, dispatcher.post, core.post),
+            self._queue(m, "reads_queue", post, dispatcher.reads, reader.items),
+            self._queue(m, "writes_queue", post, dispatcher.writes, writer.items),
         ]
 
         # Operands
