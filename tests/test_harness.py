@@ -301,10 +301,13 @@ def test_progress(simulator, image):
 def test_interrupt(simulator, image, tmp_path):
     """Ctrl-C ends the harness's process, and nothing is left behind."""
     code = (
+        "import signal\n"
         "import numpy as np\n"
         "from pathlib import Path\n"
         "from systolora_sim.bench.build import Simulator\n"
         "from systolora_sim.bench.script import run_script, wait\n"
+        # A shell's background jobs, and what they start, ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"directory = Path({str(simulator.directory.resolve())!r})\n"
         "simulator = Simulator('verilator', directory, '', 0.0)\n"
         "run_script(simulator, np.zeros(64, np.uint8), 0, [wait(1 << 60)],\n"
