@@ -201,7 +201,7 @@ def test_readers_on_one_bus(name):
 
 
 def rows_case(name: str, seed: int) -> Case:
-    """Groups of ROWS that wait behind a long EXEC, so that the POSTs of a group are back to back."""
+    """Groups of ROWS that wait behind a long EXEC, so that those of a group are back to back."""
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()

@@ -130,7 +130,7 @@ class RowPipeline(wiring.Component):
         self._lanes(m, age, rows)
         return m
 
-    def _bank(self, address: Value) -> Value:
+    def _bank(self, address: Signal):
         return address[self._bank_bits :]
 
     def _next_row(self, m: Module) -> SimpleNamespace:
