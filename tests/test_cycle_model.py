@@ -200,6 +200,71 @@ def test_readers_on_one_bus(name):
         check_equal(name, mixed_case(name, seed), LATENCIES[seed % 3])
 
 
+def rows_case(name: str, seed: int) -> Case:
+    """Groups of ROWS that wait behind a long EXEC, so that those of a group are back to back."""
+    config = CONFIGS[name]
+    rng = np.random.default_rng(seed)
+    builder = ProgramBuilder()
+    beat = config.bus_bytes
+    builder.load(
+        buffer=Buffer.WGT, layout=Layout.PLAIN, rows=1, row_bytes=beat, address=BASE + 0x8000
+    )
+    builder.load(
+        buffer=Buffer.ACT, rows=1, row_bytes=beat, address=BASE + 0x8000, signal_exec=1
+    )  # fmt: skip
+    for group in range(4):
+        builder.exec(
+            wait_load=int(group == 0),
+            dataflow=Dataflow.OS,
+            length=400,
+            repeat=1,
+            last=config.rows,
+            cols=config.cols,
+            acc_base=0,
+            signal_post=1,
+        )
+        for number in range(12):
+            count = int(rng.integers(1, 1 + min(16, config.bank_depth)))
+            src, dst = (
+                int(rng.integers(0, 4)) * config.bank_depth
+                + int(rng.integers(0, config.bank_depth - count + 1))
+                for _ in range(2)
+            )
+            if abs(src - dst) < count:
+                dst = src
+            buffer = rng.random() < 0.85
+            fields = {"source": Source.BUFFER if buffer else Source.STREAM, "src_base": src}
+            fields |= {"mode": int(rng.integers(0, 3)), "amax": int(rng.integers(0, 2))}
+            if fields["mode"] != Mode.INT8:
+                fields |= {"write": int(rng.integers(0, 2)), "dst_base": dst}
+                fields |= {"add": int(rng.integers(0, 2)), "emit": int(rng.integers(0, 2))}
+                fields["add_stream"] = int(buffer and fields["add"] and rng.random() < 0.3)
+            if not buffer:
+                fields["src_base"] = 0
+            if not (fields.get("add") and not fields["add_stream"]) and not fields.get("write"):
+                fields["dst_base"] = 0
+            if not buffer or fields.get("add_stream"):
+                fields |= {"in_width": 2, "in_address": BASE + 0x6000}
+                fields["in_stride"] = max(beat, 4 * config.cols)
+            if fields["mode"] == Mode.INT8 or fields["emit"]:
+                fields |= {"out_address": BASE + HALF + 0x2000, "out_stride": beat}
+            builder.post(
+                Opcode.ROWS, wait_exec=int(number == 0), rows=count, cols=config.cols, **fields
+            )
+    builder.control(Action.END)
+    image = np.zeros(SIZE, np.uint8)
+    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
+    return blank.with_program(builder.parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_row_operations_back_to_back(name):
+    """Every order of banks, reads, writes and maxima that makes rows wait for older ones."""
+    for seed in range(SEED, SEED + 8):
+        print(f"seed {seed}")
+        check_equal(name, rows_case(name, seed), LATENCIES[seed % 3])
+
+
 # Whole training steps -----------------------------------------------------------------------------
 
 

@@ -18,12 +18,14 @@ from systolora_sim.machine import Machine
 from systolora_sim.program import CoreDevice, Outputs, Program, run_sync, tile_beats
 
 
-def random_program(config: AcceleratorConfig, seed: int, groups: int) -> tuple[Program, Outputs]:
+def random_program(
+    config: AcceleratorConfig, seed: int, groups: int, **mix: int
+) -> tuple[Program, Outputs]:
     """A program, and what the machine makes of it, the same in both extreme orders."""
     outputs = []
     for order in ("tile_first", "post_first"):
         machine = Machine(config, order)
-        queue_random_program(machine, seed, groups)
+        queue_random_program(machine, seed, groups, **mix)
         program = Program(list(machine.pending.tiles), list(machine.pending.posts))
         outputs.append(run_sync(machine.flush()))
     assert_same(*outputs)
@@ -117,7 +119,7 @@ def _cycles(config, rows: int, count: int, **fields: int) -> int:
     ids=["emit", "amax", "add-across-banks", "add-in-a-bank", "join-in-a-bank", "join-emit"],
 )
 def test_row_rates(fields, rate):
-    """One row per cycle; every second one where source and destination share a bank."""
+    """One row per cycle; six in twelve where source and destination share a bank."""
     config = CONFIGS["tiny"]
     few = _cycles(config, rows=4, count=1, **fields)
     many = _cycles(config, rows=16, count=1, **fields)

@@ -64,7 +64,7 @@ def test_core_states_its_latencies():
     latencies = Core(preset("tiny")).latencies  # the Core itself is never elaborated here
     assert latencies == {
         "act_to_accumulator": 4 + 2 + 3,
-        "row_to_output_queue": 11,
+        "row_to_output_queue": 10,
         "rescale": 5,
         "scale_unit_max": 18,
     }

@@ -68,10 +68,10 @@ class TB(wiring.Component):
 
 
 def run(acc_bits: int, ops: Iterable[Op]) -> int:
-    """Runs the operations as close together as the contract allows; returns the values compared.
+    """Runs the operations back to back, as the contract allows; returns the values compared.
 
     Everything that the contract does not fix is poisoned with random bits: the word of a nearest
-    rounding, the value and the word between operations.
+    rounding, the value and the word before and after the operations.
     """
     rng = random.Random(SEED)
     tb = TB(acc_bits)
@@ -87,8 +87,7 @@ def run(acc_bits: int, ops: Iterable[Op]) -> int:
             where = f"{value} * {op.r} {op.limit} stochastic={op.stochastic} word={word:#x}"
             expected[cycle + Rescale.LATENCY] = (result, where)
             cycle += 1
-        cycle += Rescale.LATENCY - 1  # the next result's cycle is the first free one
-    cycles = cycle + 1
+    cycles = cycle + Rescale.LATENCY
     compared = 0
 
     async def produce(ctx):

@@ -186,7 +186,7 @@ class Core(wiring.Component):
             events.eq(
                 Cat(
                     control.scale_range,
-                    (over | clip) & (control.status == Status.ACC_SAT),
+                    clip | (over & (control.status == Status.ACC_SAT)),
                     control.delayed_row & clipped.any(),
                     over & (control.status == Status.MASTER),
                     over & (control.status == Status.MOMENTUM),

@@ -9,12 +9,13 @@ from amaranth.lib.wiring import In, Out
 
 from systolora import contract
 from systolora.config import ACC_BANKS
-from systolora.contract import Mode, Opcode, Source
+from systolora.contract import Mode, Opcode
 from systolora.rtl.accumulator import BankControl
 from systolora.rtl.layouts import InfoLayout, PostLayout
 from systolora.rtl.placement import place
-from systolora.rtl.post_lane import LaneControl, PostLane
+from systolora.rtl.post_lane import LaneControl
 from systolora.rtl.rescale import Limit, RescaleControl, control_layout
+from systolora.rtl.row_pipeline import RowPipeline
 from systolora.rtl.scale_unit import Operation, ScaleUnit
 from systolora.rtl.types import ScaleLayout
 
@@ -33,9 +34,10 @@ def _checked(bits: Value) -> Value:
 class PostControl(wiring.Component):
     """Executes one post command after the other (docs/core.md).
 
-    A row operation issues one row per cycle (every second one where source and destination share
-    a bank) as long as the output queue has a place for it, and ends when the last row has left
-    the lanes' pipeline; nothing in the pipeline ever waits.
+    A row operation issues one row per cycle, as long as the output queue has a place for it and
+    `RowPipeline` lets it in; nothing in the pipeline ever waits. The next row operation is taken
+    with its last row and follows two cycles later; any other command waits until the pipeline is
+    empty.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ class PostControl(wiring.Component):
     pop : the output queue gave a row away
     amax_in : maximum shifted out of the last lane
     sat_row, clip_row : the lanes' `saturated` / `clipped` bits count in this cycle
-    status : contract.Status they count for
+    status : contract.Status that `sat_row` counts for; `clip_row` is for acc_sat
     delayed_row : `clipped` counts for clip_delayed
     scale_range : a Scale operation saturated its exponent
     bank_claimed, bank_busy : see Sequencer
@@ -110,110 +112,21 @@ class PostControl(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         command = Signal(PostLayout, reset_less=True)
-        pipeline = Signal(PostLane.DONE + 1)
-        issue = Signal()
-        self._fallback = Signal()  # the record of a delayed tensor was 0: it is not delayed yet
-        start = Signal()  # a row operation's counters are loaded
-        self._rows(m, command, issue, start, pipeline)
-        self._registers(m, platform, command, issue, start, pipeline)
-        return m
-
-    def _rows(self, m: Module, command, issue: Signal, start: Signal, pipeline: Signal) -> None:
-        """What travels with the rows; `pipeline[n]` is 1 in cycle n of a row."""
-        lanes, banks = self.lanes, self.banks
-        bank_bits = self._bank_bits
-        bank = slice(bank_bits, bank_bits + len(lanes.src_bank))
-        age = Cat(issue, pipeline)
-        m.d.sync += pipeline.eq(age)
-
-        quantizes = Signal()
-        adds, has_bias, writes, negates = Signal(), Signal(), Signal(), Signal()
-        joins = Signal()
-        reads = Signal()
-        m.d.comb += [
-            quantizes.eq((command.mode == Mode.INT8) | (command.mode == Mode.INT16)),
-            adds.eq(command.add & ~quantizes),
-            joins.eq(adds & command.add_stream),
-            has_bias.eq(command.bias & ~quantizes),
-            writes.eq(command.write & ~quantizes),
-            negates.eq(command.negate & ~quantizes),
-            reads.eq(command.source == Source.BUFFER),
-        ]
-
-        # Rows: the source's is read in cycle 1, the destination's a cycle before DST_DATA, and
-        # written in cycle VALUE.
-        src = Signal(bank_bits, reset_less=True)
-        dst_read = Signal(bank_bits, reset_less=True)
-        dst_write = Signal(bank_bits, reset_less=True)
-        src_bank = Signal(range(ACC_BANKS), reset_less=True)
-        dst_bank = Signal(range(ACC_BANKS), reset_less=True)
-        word = Signal(32, reset_less=True)
-        with m.If(start):
-            m.d.sync += [
-                src.eq(command.src_base),
-                src_bank.eq(command.src_base[bank]),
-                dst_read.eq(command.dst_base),
-                dst_write.eq(command.dst_base),
-                dst_bank.eq(command.dst_base[bank]),
-                word.eq(command.word0),
-            ]
-        with m.Else():
-            with m.If(age[1]):
-                m.d.sync += src.eq(src + 1)
-            with m.If(age[PostLane.DST_DATA - 1]):
-                m.d.sync += dst_read.eq(dst_read + 1)
-            with m.If(age[PostLane.VALUE]):
-                m.d.sync += dst_write.eq(dst_write + 1)
-            with m.If(age[PostLane.WORD]):
-                step = Mux(command.transposed, contract.COL_STEP, contract.ROW_STEP)
-                m.d.sync += word.eq(word + step)
-        for index in range(ACC_BANKS):
-            read_src = Signal(name=f"read_src_{index}")
-            read_dst = Signal(name=f"read_dst_{index}")
-            m.d.comb += [
-                read_src.eq(age[1] & reads & (src_bank == index)),
-                read_dst.eq(age[PostLane.DST_DATA - 1] & adds & ~joins & (dst_bank == index)),
-                banks.read[index].eq(read_src | read_dst),
-                banks.read_row[index].eq(Mux(read_src, src, dst_read)),
-                banks.write[index].eq(age[PostLane.VALUE] & writes & (dst_bank == index)),
-            ]
-        m.d.comb += banks.write_row.eq(dst_write)
-
-        valid_cols = Signal(self._cols, reset_less=True)
-        with m.If(start):
-            m.d.sync += valid_cols.eq(Cat(command.cols > col for col in range(self._cols)))
-        m.d.comb += [
-            self.col_valid.eq(valid_cols),
-            self.transposed.eq(command.transposed),
-            lanes.from_stream.eq(~reads),
-            lanes.src_bank.eq(src_bank),
-            lanes.dst_bank.eq(dst_bank),
-            lanes.add.eq(adds),
-            lanes.add_stream.eq(joins),
-            lanes.bias.eq(has_bias),
-            lanes.sat32.eq((command.limit == contract.Limit.ACC32) & (adds | has_bias | negates)),
-            lanes.sat16.eq((command.limit == contract.Limit.INT16) & ~quantizes),
-            lanes.negate.eq(negates),
-            lanes.sign.eq(command.sign),
-            lanes.amax_source.eq(quantizes),
-            lanes.row_word.eq(word),
-            lanes.amax_valid.eq(
-                command.amax & Mux(quantizes, age[PostLane.SOURCE], age[PostLane.VALUE])
-            ),
-            self.push.eq(age[PostLane.VALUE] & (quantizes | command.emit)),
-            self.push_result.eq(quantizes),
-            self.sat_row.eq(age[PostLane.SATURATED]),
-            self.clip_row.eq(age[PostLane.CLIPPED] & (command.mode == Mode.ACC)),
-            self.status.eq(command.status),
-            self.delayed_row.eq(
-                age[PostLane.CLIPPED] & quantizes & command.delayed & ~self._fallback
-            ),
-        ]
-
-    def _registers(
-        self, m: Module, platform: object, command, issue: Signal, start: Signal, pipeline: Signal
-    ) -> None:
+        rows = RowPipeline(cols=self._cols, bank_bits=self._bank_bits)
+        place(m, platform, "row_pipeline", rows)
         lanes = self.lanes
+        m.d.comb += [
+            rows.command.eq(command),
+            lanes.eq(rows.lanes),
+            self.banks.eq(rows.banks),
+            self.col_valid.eq(rows.col_valid),
+            self.transposed.eq(rows.transposed),
+            self.push.eq(rows.push),
+            self.push_result.eq(rows.push_result),
+            self.sat_row.eq(rows.sat_row),
+            self.status.eq(rows.status),
+            self.clip_row.eq(rows.clip_row),
+        ]
         scales = Memory(shape=ScaleLayout, depth=contract.SCALE_REGISTERS, init=[])
         amaxes = Memory(shape=AMAX_BITS, depth=contract.AMAX_REGISTERS, init=[])
         m.submodules.scales, m.submodules.amaxes = scales, amaxes
@@ -251,9 +164,14 @@ class PostControl(wiring.Component):
         place(m, platform, "rescale_control", control)
         factor = Signal(ScaleLayout, reset_less=True)
         limit = Signal(Limit, reset_less=True)
+        stochastic = Signal(reset_less=True)
         widest = Limit.ACC48 if self._acc_bits == 48 else Limit.ACC32
-        with m.If(start):
-            m.d.sync += [factor.eq(scale_a.data), limit.eq(widest)]
+        with m.If(rows.start):
+            m.d.sync += [
+                factor.eq(scale_a.data),
+                limit.eq(widest),
+                stochastic.eq(command.stochastic & (command.mode != Mode.RAW)),
+            ]
             with m.Switch(command.mode):
                 with m.Case(Mode.RAW):
                     m.d.sync += [factor.m.eq(1 << 15), factor.e.eq(0)]
@@ -268,135 +186,115 @@ class PostControl(wiring.Component):
             control.m.eq(factor.m),
             control.e.eq(factor.e),
             control.limit.eq(limit),
-            control.stochastic.eq(command.stochastic & (command.mode != Mode.RAW)),
+            control.stochastic.eq(stochastic),
             self.rescale.eq(control.controls),
         ]
 
         # Places in the output queue that no row in flight will take
         credits = Signal(range(self._queue_depth + 1), init=self._queue_depth)
-        sends = Signal()
-        m.d.comb += sends.eq(command.emit | command.mode[1])
-        taken = issue & sends
+        taken = rows.issue & rows.sends
         with m.If(taken & ~self.pop):
             m.d.sync += credits.eq(credits - 1)
         with m.Elif(~taken & self.pop):
             m.d.sync += credits.eq(credits + 1)
 
         tokens = Signal(range(contract.TOKENS_MAX + 1))
-        accept = Signal()
+        accept, fetch = Signal(), Signal()
         head = self.post.payload
         m.d.comb += accept.eq(self.post.valid & self.post.ready)
         consumed = accept & head.wait
         m.d.sync += tokens.eq(tokens + self.tokens - consumed)
 
-        uses = Signal(ACC_BANKS)
-        bank_bits = self._bank_bits
-        src_bank, dst_bank = Signal(range(ACC_BANKS)), Signal(range(ACC_BANKS))
-        from_buffer, to_buffer, adds_rows = Signal(), Signal(), Signal()
-        m.d.comb += [
-            src_bank.eq(command.src_base >> bank_bits),
-            dst_bank.eq(command.dst_base >> bank_bits),
-            from_buffer.eq(command.source == Source.BUFFER),
-            adds_rows.eq(command.add & ~command.add_stream & ~command.mode[1]),
-            to_buffer.eq(adds_rows | (command.write & ~command.mode[1])),
-        ]
-        for bank in range(ACC_BANKS):
-            m.d.comb += uses[bank].eq(
-                (from_buffer & (src_bank == bank)) | (to_buffer & (dst_bank == bank))
-            )
-        alternate = Signal()
-        m.d.comb += alternate.eq(from_buffer & adds_rows & (src_bank == dst_bank))
-
         # A row from the buffer that is joined with a beat needs it later, in cycle DST_DATA: it is
-        # issued when the queue holds a beat for it that no earlier row will take.
-        joins, reserved = Signal(), Signal(range(self._beats_depth + 1))
-        joined, has_beat, takes = Signal(), Signal(), Signal()
-        m.d.comb += [
-            joins.eq(from_buffer & command.add & command.add_stream & ~command.mode[1]),
-            joined.eq(joins & pipeline[PostLane.DST_DATA - 1]),
-            has_beat.eq(Mux(joins, self.beat_level > reserved, self.beat_valid)),
-            self.beat_ready.eq(takes | joined),
-        ]
-        m.d.sync += reserved.eq(reserved + (issue & joins) - joined)
+        # issued when the queue holds a beat for it that no earlier row will take. Beats are taken
+        # in order: a row that starts as a beat waits for all of those.
+        reserved = Signal(range(self._beats_depth + 1))
+        has_beat, takes = Signal(), Signal()
+        m.d.sync += reserved.eq(reserved + (rows.issue & rows.joins) - rows.joined)
+        with m.If(~rows.reads):
+            m.d.comb += has_beat.eq(self.beat_valid & (reserved == 0))
+        with m.Else():
+            m.d.comb += has_beat.eq(~rows.joins | (self.beat_level > reserved))
+        m.d.comb += self.beat_ready.eq(takes | rows.joined)
 
         rows_left = Signal(command.rows.shape(), reset_less=True)
-        pause = Signal()
+        granted = Signal()
+        m.d.comb += [
+            rows.last.eq(rows_left == 1),
+            granted.eq((rows.uses & self.bank_busy) == 0),
+        ]
         lane = Signal(range(self._cols), reset_less=True)
         highest = Signal(AMAX_BITS, reset_less=True)
         info = self.info.payload
         recorded = Signal()
+        fallback = Signal()  # the record of a delayed tensor was 0: it is not delayed yet
         m.d.comb += [
             recorded.eq(amax_a.data != 0),
             self.sticky_value.eq(self.beat_0),
+            self.delayed_row.eq(rows.delayed_row & ~fallback),
+            self.bank_claimed.eq(rows.banks.own),
+            self.token_out.eq(rows.token),
         ]
+        with m.If(fetch):
+            m.d.sync += command.eq(head)
 
         with m.FSM() as fsm:
-            m.d.comb += self.busy.eq(~fsm.ongoing("FETCH"))
+            m.d.comb += [
+                self.busy.eq(~fsm.ongoing("FETCH") | rows.busy),
+                self.post.ready.eq(fetch & (~head.wait | (tokens != 0))),
+            ]
             with m.State("FETCH"):
-                m.d.comb += self.post.ready.eq(~head.wait | (tokens != 0))
-                m.d.sync += command.eq(head)
+                m.d.comb += fetch.eq(1)
                 with m.If(accept):
                     m.next = "DECODE"
             with m.State("DECODE"):
-                m.next = "FINISH"
-                m.d.sync += [pause.eq(0), lane.eq(self._cols - 1)]
-                m.d.comb += start.eq(command.opcode == Opcode.ROWS)
-                with m.Switch(command.opcode):
-                    with m.Case(Opcode.ROWS):
-                        m.d.sync += rows_left.eq(command.rows)
-                        m.next = "CLAIM"
-                    with m.Case(Opcode.BIAS):
-                        m.next = "BIAS"
-                    with m.Case(Opcode.COLLECT):
-                        m.d.sync += highest.eq(amax_a.data)
-                        m.next = "COLLECT"
-                    with m.Case(Opcode.AMAX_SET):
-                        m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(command.imm)]
-                    with m.Case(Opcode.SCALE_SET):
-                        m.d.comb += [
-                            scale_write.en.eq(1),
-                            scale_write.data.eq(_checked(command.imm[:SCALE_BITS])),
-                        ]
-                    with m.Case(Opcode.AMAX_SELECT):
-                        m.d.comb += [
-                            amax_write.en.eq(1),
-                            amax_write.data.eq(Mux(recorded, amax_a.data, amax_b.data)),
-                        ]
-                        m.d.sync += self._fallback.eq(~recorded)
-                    with m.Case(Opcode.SCALE_LOAD, Opcode.AMAX_LOAD, Opcode.STICKY_LOAD):
-                        m.next = "RECEIVE"
-                    with m.Case(Opcode.SCALE_MUL, Opcode.SCALE_DIV, Opcode.SCALE_AMAX):
-                        m.next = "REQUEST"
-                    with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ, Opcode.STICKY_READ):
-                        m.next = "ANSWER"
-            with m.State("CLAIM"):
-                m.d.comb += self.bank_claimed.eq(uses)
-                with m.If((uses & self.bank_busy) == 0):
+                m.d.sync += [rows_left.eq(command.rows), lane.eq(self._cols - 1)]
+                with m.If(command.opcode == Opcode.ROWS):
+                    m.d.comb += rows.start.eq(1)
                     m.next = "ISSUE"
+                with m.Elif(~rows.busy):
+                    m.next = "FINISH"
+                    with m.Switch(command.opcode):
+                        with m.Case(Opcode.BIAS):
+                            m.next = "BIAS"
+                        with m.Case(Opcode.COLLECT):
+                            m.d.sync += highest.eq(amax_a.data)
+                            m.next = "COLLECT"
+                        with m.Case(Opcode.AMAX_SET):
+                            m.d.comb += [amax_write.en.eq(1), amax_write.data.eq(command.imm)]
+                        with m.Case(Opcode.SCALE_SET):
+                            m.d.comb += [
+                                scale_write.en.eq(1),
+                                scale_write.data.eq(_checked(command.imm[:SCALE_BITS])),
+                            ]
+                        with m.Case(Opcode.AMAX_SELECT):
+                            m.d.comb += [
+                                amax_write.en.eq(1),
+                                amax_write.data.eq(Mux(recorded, amax_a.data, amax_b.data)),
+                            ]
+                            m.d.sync += fallback.eq(~recorded)
+                        with m.Case(Opcode.SCALE_LOAD, Opcode.AMAX_LOAD, Opcode.STICKY_LOAD):
+                            m.next = "RECEIVE"
+                        with m.Case(Opcode.SCALE_MUL, Opcode.SCALE_DIV, Opcode.SCALE_AMAX):
+                            m.next = "REQUEST"
+                        with m.Case(Opcode.AMAX_READ, Opcode.SCALE_READ, Opcode.STICKY_READ):
+                            m.next = "ANSWER"
             with m.State("ISSUE"):
                 m.d.comb += [
-                    self.waits_output.eq(sends & (credits == 0)),
-                    self.bank_claimed.eq(uses),
-                    self.banks.own.eq(uses),
-                    takes.eq(~from_buffer & (~sends | (credits != 0))),
-                    issue.eq(
-                        ((from_buffer & ~joins) | has_beat)
-                        & (~sends | (credits != 0))
-                        & ~(alternate & pause)
+                    self.bank_claimed.eq(rows.banks.own | rows.uses),
+                    self.waits_output.eq(granted & rows.sends & (credits == 0)),
+                    rows.issue.eq(
+                        granted & has_beat & (~rows.sends | (credits != 0)) & ~rows.blocked
                     ),
+                    takes.eq(rows.issue & ~rows.reads),
+                    fetch.eq(rows.issue & rows.last),
                 ]
-                # Every second cycle, not every second cycle that could issue: a row's read of its
-                # destination, an odd number of cycles later, must never meet a younger row's
-                # read of its source.
-                m.d.sync += pause.eq(~pause)
-                with m.If(issue):
+                with m.If(rows.issue):
                     m.d.sync += rows_left.eq(rows_left - 1)
-                    with m.If(rows_left == 1):
-                        m.next = "FLUSH"
-            with m.State("FLUSH"):
-                m.d.comb += [self.bank_claimed.eq(uses), self.banks.own.eq(uses)]
-                with m.If(pipeline == 0):
-                    m.next = "FINISH"
+                with m.If(fetch):
+                    m.next = "FETCH"
+                    with m.If(accept):
+                        m.next = "DECODE"
             with m.State("BIAS"):
                 # The beat is one register deep in the lanes when `bias_load` comes
                 m.d.comb += takes.eq(1)
@@ -457,3 +355,4 @@ class PostControl(wiring.Component):
             with m.State("FINISH"):
                 m.d.comb += self.token_out.eq(command.signal)
                 m.next = "FETCH"
+        return m

@@ -13,22 +13,21 @@ from systolora.rtl.rescale import Rescale, control_layout
 
 __all__ = ["LaneControl", "PostLane"]
 
-#: The same bits for all lanes. Those of the first group are constant during an operation, the
-#: others come in the cycle that PostLane names.
+#: The same bits for all lanes, each in the cycle of the row that it belongs to.
 LaneControl = data.StructLayout(
     {
-        "from_stream": 1,
-        "src_bank": range(ACC_BANKS),
-        "dst_bank": range(ACC_BANKS),
-        "add": 1,
-        "add_stream": 1,  # the addend is the beat, not the destination
-        "bias": 1,
-        "sat32": 1,
-        "sat16": 1,
-        "negate": 1,
-        "sign": 1,
-        "amax_source": 1,  # the maximum is of the source, not of the value
+        "from_stream": 1,  # cycle SOURCE - 1
+        "src_bank": range(ACC_BANKS),  # cycle SOURCE - 1
+        "sign": 1,  # cycle SOURCE - 1
         "row_word": 32,  # cycle WORD: seed word of the row's first element
+        "dst_bank": range(ACC_BANKS),  # cycle DST_DATA
+        "add": 1,  # cycle DST_DATA
+        "add_stream": 1,  # cycle DST_DATA: the addend is the beat, not the destination
+        "bias": 1,  # cycle DST_DATA
+        "negate": 1,  # cycle DST_DATA
+        "sat32": 1,  # cycle SATURATED
+        "sat16": 1,  # cycle SATURATED
+        "amax_source": 1,  # the maximum is of the source, not of the value
         "amax_valid": 1,  # cycle SOURCE or VALUE, by amax_source
         "bias_load": 1,  # cycle 1: the beat becomes the bias
         "collect": 1,  # amax takes amax_in
@@ -51,7 +50,7 @@ class PostLane(wiring.Component):
     -------
     ctl : LaneControl
     rescale : controls of the Rescale
-    col_valid : the lane is a column of the tensor, not padding
+    col_valid : cycle SOURCE - 1: the lane is a column of the tensor, not padding
     col_word : what this column adds to the row's seed word
     acc_in : beat of the input stream
     read_data[bank] : from AccumulatorLane
@@ -63,15 +62,13 @@ class PostLane(wiring.Component):
     #: Cycle of the rescale's input register.
     SOURCE = 3
     CLIPPED = SOURCE + Rescale.LATENCY
-    #: One more register where it is needed to put the reads of source and destination, which
-    #: share a bank every second cycle, on cycles of different parity.
-    DST_DATA = CLIPPED + (CLIPPED % 2 == 0)
+    DST_DATA = CLIPPED
     SATURATED = DST_DATA + 1
     VALUE = DST_DATA + 2
     #: Cycle of `row_word`: it needs an addition and the mixing before the rescale takes it.
     WORD = SOURCE + Rescale.WORD_STAGE - RandomWord.LATENCY - 1
-    #: Cycle after which the row has left no trace but its results.
-    DONE = VALUE + 3
+    #: Cycle at whose end the row's maximum is stored, the last trace but its results.
+    DONE = VALUE + 1
 
     def __init__(self, *, acc_bits: int) -> None:
         self.design_key: Hashable = (acc_bits,)
@@ -119,6 +116,10 @@ class PostLane(wiring.Component):
         with m.Else():
             m.d.sync += x.eq(source)
 
+        # valid[n] is of cycle SOURCE + n
+        valid = Signal(self.VALUE - self.SOURCE + 1, reset_less=True)
+        m.d.sync += valid.eq(Cat(self.col_valid, valid))
+
         # Random word
         random_word = RandomWord()
         place(m, platform, "random_word", random_word)
@@ -133,12 +134,9 @@ class PostLane(wiring.Component):
             rescale.controls.eq(self.rescale),
             rescale.value.eq(x),
             rescale.word.eq(random_word.word),
-            self.clipped.eq(rescale.clipped & self.col_valid),
+            self.clipped.eq(rescale.clipped & valid[self.CLIPPED - self.SOURCE]),
         ]
         term = rescale.result
-        if self.DST_DATA > self.CLIPPED:
-            term = Signal(acc, reset_less=True)
-            m.d.sync += term.eq(rescale.result)
 
         # Cycle DST_DATA: one exact sum of up to three
         dst = Signal(acc)
@@ -172,7 +170,7 @@ class PostLane(wiring.Component):
             m.d.comb += [saturate.eq(excess(32)), highest.eq((1 << 31) - 1)]
         with m.Else():
             m.d.comb += [saturate.eq(excess(self._acc_bits)), highest.eq(-1)]
-        m.d.comb += self.saturated.eq(saturate & self.col_valid)
+        m.d.comb += self.saturated.eq(saturate & valid[self.SATURATED - self.SOURCE])
         value = Signal(acc, reset_less=True)
         limit = Signal(acc)
         # The complement of the highest value is the lowest, one further from zero
@@ -180,7 +178,7 @@ class PostLane(wiring.Component):
         with m.If(ctl.sat16 & negative):
             m.d.comb += limit[0].eq(1)
         m.d.sync += value.eq(Mux(saturate, limit, total))
-        m.d.comb += self.value.eq(Mux(self.col_valid, value, 0))
+        m.d.comb += self.value.eq(Mux(valid[-1], value, 0))
 
         # Maximum: magnitude, then compare; the lanes' maxima shift out on demand
         magnitude = Signal(self._acc_bits, reset_less=True)
@@ -193,7 +191,7 @@ class PostLane(wiring.Component):
         ]
         m.d.sync += [
             magnitude.eq(Mux(measured < 0, -measured, measured)),
-            amax_valid.eq(ctl.amax_valid & self.col_valid),
+            amax_valid.eq(ctl.amax_valid & Mux(ctl.amax_source, valid[0], valid[-1])),
         ]
         with m.If(ctl.collect):
             m.d.sync += amax.eq(self.amax_in)

@@ -4,6 +4,8 @@ Two components: `Rescale` is the datapath of one lane, `RescaleControl` computes
 lanes, what depends on the operation only.
 """
 
+from itertools import pairwise
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
@@ -101,8 +103,8 @@ def control_layout(acc_bits: int) -> data.StructLayout:
 class RescaleControl(wiring.Component):
     """Turns a Scale r and a destination into the control signals of all `Rescale` lanes.
 
-    `controls` belongs to the inputs of `LATENCY` cycles before; a new set may enter every cycle.
-    When they may change is said at `Rescale`.
+    A new set may enter every cycle. It leaves field by field, `multiplier` first, each field in
+    the cycle in which a value that enters `Rescale` with the multiplier needs it.
 
     Parameters
     ----------
@@ -128,7 +130,8 @@ class RescaleControl(wiring.Component):
     numerics section 3.
     """
 
-    #: Cycles from `m`, `e`, `limit`, `stochastic` to `controls`.
+    #: Cycles from `m`, `e`, `limit`, `stochastic` to `controls.multiplier`, the cycle in which the
+    #: first value may enter.
     LATENCY = 2
 
     def __init__(self, acc_bits: int):
@@ -178,46 +181,60 @@ class RescaleControl(wiring.Component):
         with m.Elif(exact <= least + 1):
             m.d.sync += shift.eq(least)
 
-        # Stage 2: masks, each a shifted run of ones.
+        # One or two cycles later for the second and third stage of Rescale; further on for the rest
+        shift_2, shift_3 = Signal.like(shift), Signal.like(shift)
+        limits = [limit, *(Signal(Limit, name=f"limit_{n}", reset_less=True) for n in (2, 3, 4, 5))]
+        dithers = Signal(3, reset_less=True)
+        m.d.sync += [
+            shift_2.eq(shift),
+            shift_3.eq(shift_2),
+            *(late.eq(early) for early, late in pairwise(limits)),
+            dithers.eq(Cat(stochastic, dithers)),
+        ]
+
+        def rotation(shift: Value) -> Value:
+            return Mux(
+                shift < FRACTION_BITS,
+                shift + (product_bits - FRACTION_BITS),
+                shift - FRACTION_BITS,
+            )
+
+        # Masks, each a shifted run of ones.
         # Aligned bit k is product bit k + s - 32; (63 - s) is how far the product moves up from
         # its lowest place, in which its 31 lowest bits are below the fraction.
         below = SHIFT_MAX - FRACTION_BITS
         keep_shift = Signal(range(SHIFT_MAX - least + 1))
         run = Signal(aligned_bits + below)
         m.d.comb += [
-            keep_shift.eq(SHIFT_MAX - shift),
+            keep_shift.eq(SHIFT_MAX - shift_3),
             run.eq(Const((1 << product_bits) - 1, product_bits) << keep_shift),
         ]
 
         # Product bits from s + (destination's bits) on overflow.
         first = Signal(signed(8))
-        with m.Switch(limit):
+        with m.Switch(limits[1]):
             for option in self._limits[:-1]:
                 with m.Case(option):
-                    m.d.comb += first.eq(shift + (LIMIT_BITS[option] - OVERFLOW_FROM))
+                    m.d.comb += first.eq(shift_2 + (LIMIT_BITS[option] - OVERFLOW_FROM))
             with m.Default():
                 widest = LIMIT_BITS[self._limits[-1]]
-                m.d.comb += first.eq(shift + (widest - OVERFLOW_FROM))
+                m.d.comb += first.eq(shift_2 + (widest - OVERFLOW_FROM))
         overflow_bits = product_bits - 1 - OVERFLOW_FROM
         overflow_shift = Signal(7)
         m.d.comb += overflow_shift.eq(Mux(first < 0, 0, first))
 
         sticky_shift = Signal(5)
-        m.d.comb += sticky_shift.eq(Mux(shift < FRACTION_BITS, 0, shift - FRACTION_BITS))
+        m.d.comb += sticky_shift.eq(Mux(shift_2 < FRACTION_BITS, 0, shift_2 - FRACTION_BITS))
 
+        fine = ROTATION_BITS - COARSE_LEVELS
         m.d.sync += [
             controls.multiplier.eq(multiplier),
-            controls.limit.eq(limit),
-            controls.stochastic.eq(stochastic),
-            controls.rotation.eq(
-                Mux(
-                    shift < FRACTION_BITS,
-                    shift + (product_bits - FRACTION_BITS),
-                    shift - FRACTION_BITS,
-                )
-            ),
+            controls.limit.eq(limits[-1]),
+            controls.stochastic.eq(dithers[-1]),
+            controls.rotation[fine:].eq(rotation(shift_2)[fine:]),
+            controls.rotation[:fine].eq(rotation(shift_3)[:fine]),
             controls.keep.eq(run >> below),
-            controls.fill.eq(shift >= 16),
+            controls.fill.eq(shift_3 >= 16),
             controls.overflow_mask.eq(Const(-1, signed(overflow_bits)) << overflow_shift),
             controls.sticky_mask.eq(~(Const((1 << below) - 1, below) << sticky_shift)),
         ]
@@ -234,9 +251,10 @@ class Rescale(wiring.Component):
     Accepts one value per cycle; its result is there `LATENCY` cycles later; no back-pressure, no
     valid: the caller counts. `value` enters the multiplier directly: drive it from a register.
 
-    `controls` act on all stages at once, and so need no registers here. The caller must not change
-    them from the cycle of an operation's first value on until the cycle of its last result, in
-    which they may already be those of the next operation, and its first value may enter.
+    Each field of `controls` acts in the stage that uses it, so that values with different controls
+    may follow each other: `multiplier` in the value's own cycle, the coarse bits of `rotation`,
+    `overflow_mask` and `sticky_mask` one cycle later, its fine bits, `keep` and `fill` two,
+    `stochastic` three (`WORD_STAGE`), `limit` four.
 
     Parameters
     ----------
@@ -251,7 +269,7 @@ class Rescale(wiring.Component):
     Members
     -------
     controls : In(control_layout(acc_bits))
-        From a `RescaleControl` of the same `acc_bits`, the same for all values of an operation.
+        From a `RescaleControl` of the same `acc_bits`, which puts the fields in their cycles.
     value : In(signed(acc_bits))
     word : In(32)
         Random word of the value that was accepted `WORD_STAGE` cycles before; ignored in nearest

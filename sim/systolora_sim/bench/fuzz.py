@@ -16,7 +16,8 @@ __all__ = ["queue_random_program"]
 class _Programmer:
     """Queues random commands, with a note of which accumulator rows hold something."""
 
-    def __init__(self, device: CoreDevice, rng: np.random.Generator) -> None:
+    def __init__(self, device: CoreDevice, rng: np.random.Generator, row_operations: int) -> None:
+        self.opcodes = [Opcode.ROWS] * row_operations + list(Opcode)
         self.device, self.config, self.rng = device, device.config, rng
         self.written = np.zeros(self.config.acc_depth, bool)
         self.has_tile = False
@@ -62,7 +63,7 @@ class _Programmer:
         self.device.tile(self._bytes(n_act, config.rows), wgt, **fields)
 
     def post(self, banks: tuple[int, ...], **tokens: int) -> None:
-        opcode = Opcode(self.rng.choice([Opcode.ROWS] * 12 + list(Opcode)))
+        opcode = Opcode(self.rng.choice(self.opcodes))
         fields: dict[str, int] = {"opcode": opcode, **tokens}
         if opcode == Opcode.ROWS:
             fields |= self._row_operation(banks)
@@ -154,20 +155,23 @@ class _Programmer:
         return fields
 
 
-def queue_random_program(device: CoreDevice, seed: int, groups: int = 8) -> None:
+def queue_random_program(
+    device: CoreDevice, seed: int, groups: int = 8, *, row_operations: int = 12, posts: int = 7
+) -> None:
     """Queues a random program on a device, the same commands on every device of a configuration.
 
     Groups of tile commands and groups of post commands alternate; either each group owns all
     banks in turn, or tiles fill every second bank while the post-processor works on the others.
+    row_operations : ROWS among post commands, beside one of each opcode; posts : of a group at most
     """
     rng = np.random.default_rng(seed)
-    programmer = _Programmer(device, rng)
+    programmer = _Programmer(device, rng, row_operations)
     overlap = bool(seed % 2)
     lag = 2 if overlap else 1
     _prepare(device, programmer, lag)
     for group in range(groups):
         banks = tuple(range(group % 2, ACC_BANKS, 2) if overlap else range(ACC_BANKS))
-        _group(programmer, banks, signal=group < groups - lag)
+        _group(programmer, banks, posts, signal=group < groups - lag)
 
 
 def _prepare(device: CoreDevice, programmer: _Programmer, tokens: int) -> None:
@@ -186,8 +190,8 @@ def _prepare(device: CoreDevice, programmer: _Programmer, tokens: int) -> None:
         device.post(opcode=Opcode.NOP, signal=1)
 
 
-def _group(programmer: _Programmer, banks: tuple[int, ...], *, signal: bool) -> None:
-    tiles, posts = programmer.choose(1, 5), programmer.choose(2, 7)
+def _group(programmer: _Programmer, banks: tuple[int, ...], most: int, *, signal: bool) -> None:
+    tiles, posts = programmer.choose(1, 5), programmer.choose(2, most)
     for index in range(tiles):
         tokens: dict[str, Any] = {
             "wait": int(index == 0),

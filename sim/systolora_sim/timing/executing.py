@@ -130,7 +130,7 @@ class Executor:
                 banks.fly(tile.bank, at.done)
                 if each.first:
                     begun, waited = start, 0
-                waited += (start if start > first else may) - array.offered
+                waited += may - array.offered + banks.held(tile.bank, may, start)
                 if signals:
                     self.tokens_load.append(array.last_read + 1)
                 if ended:
