@@ -6,7 +6,7 @@ sums or quantized rows. Where the maximum must be known first (just in time), su
 in the accumulators if all of them fit, else they go to memory and come back.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from systolora_sim.quantization import (
     streaming_ratio,
 )
 from systolora_sim.tiling import Deep, Stationary, Streamed, segments
-from systolora_sim.work import Exec, Post, Rows
+from systolora_sim.work import Exec, Post, Rows, Tile
 
 __all__ = ["LowRank", "Product", "ProductLowering", "lower_product"]
 
@@ -213,9 +213,8 @@ class ProductLowering:
         fits = 2 * stationary <= config.wgt_bytes
         size = streamed * config.act_entry_bytes
         by_columns = stationary + size * (1 if all_stay else col_blocks)
-        by_rows = size * (1 if block_stays else col_blocks) + stationary * (
-            1 if fits else row_blocks
-        )
+        panels = ceil_div(col_blocks, 2)
+        by_rows = size * (1 if block_stays else panels) + stationary * (1 if fits else row_blocks)
         return row_blocks > 1 and by_columns < by_rows
 
     def _group(self) -> int:
@@ -346,29 +345,70 @@ class ProductLowering:
                 )
             row += rows
 
-    def tiles(self, block: Block) -> int:
-        """Appends the EXECs of a block and returns about how many cycles they take.
+    def _in_turn(self, block: Block) -> Iterator[Exec]:
+        """The EXECs of a block, tiles of its term between those of its sums.
 
-        An output-stationary tile of a term drains while the next weight-stationary ones run: they
-        take turns.
+        An output-stationary tile of a term drains while the next weight-stationary ones run.
         """
-        product, builder = self.product, self.builder
+        product = self.product
         term = self.part("term", block)
         main = self.part("main", block, max(1, len(term)))
-        cycles = done = 0
-        if not main:
-            for item in term:
-                item.label = product.term_label
-                builder.exec(item)
-                cycles += item.cycles
+        for item in term:
+            item.label = product.term_label
+        done = 0
         for number, item in enumerate(main, 1):
             share = ceil_div(len(term) * number, len(main))
-            for each in (*term[done:share], item):
-                each.label = product.label if each is item else product.term_label
-                builder.exec(each)
-                cycles += each.cycles
+            item.label = product.label
+            yield from term[done:share]
+            yield item
             done = share
+        yield from term[done:]
+
+    def tiles(self, block: Block) -> int:
+        """Appends the EXECs of a block and returns about how many cycles they take."""
+        return self._append(self._in_turn(block))
+
+    def _append(self, items: Iterable[Exec]) -> int:
+        cycles = 0
+        for item in items:
+            self.builder.exec(item)
+            cycles += item.cycles
         return cycles
+
+    def _pieces(self, block: Block) -> list[list[Exec]]:
+        """The EXECs of a block by the tile of streamed rows, in order."""
+        pieces: list[list[Exec]] = []
+        streamed, ready = self.product.streamed, list[Exec]()
+        held: Tile | None = None
+        for item in self._in_turn(block):
+            ready.append(item)
+            if item.act.area.symbol != streamed:
+                continue
+            if item.act != held:
+                pieces.append([])
+            held = item.act
+            pieces[-1] += ready
+            ready = []
+        pieces[-1] += ready
+        return pieces
+
+    def _panels(self) -> list[list[list[Block]]]:
+        """Groups that the array computes together, each piece of the streamed rows for all of them.
+
+        Where a block's rows do not stay in their buffer, they come from memory once for a panel:
+        two groups of the same rows, side by side.
+        """
+        groups, main = self.plan.groups, self.operands.get(("main", Dataflow.WS))
+        if not isinstance(main, _Weights) or main.streamed.stay:
+            return [[group] for group in groups]
+        panels: list[list[list[Block]]] = []
+        for group in groups:
+            last = panels[-1] if panels else []
+            if len(last) == 1 and {block.row0 for block in last[0] + group} == {group[0].row0}:
+                last.append(group)
+            else:
+                panels.append([group])
+        return panels
 
     # Post-processor -----------------------------------------------------------------------------
 
@@ -457,15 +497,17 @@ class ProductLowering:
         if streaming:
             self._quantize_block(block)
 
-    def _free(self, group: list[Block]) -> tuple[Rows, Rows] | None:
+    def _free(self, panel: list[list[Block]]) -> tuple[Rows, Rows] | None:
         """Two banks in which the array does not work on these blocks, and that hold nothing."""
         depth = self.config.bank_depth
-        blocks = self.plan.blocks if self.plan.resident and self.just_in_time else group
+        blocks = [block for group in panel for block in group]
+        if self.plan.resident and self.just_in_time:
+            blocks = self.plan.blocks
         used = {block.base // depth for block in blocks}
         if self.paired:
             used |= {block.term_base // depth for block in blocks}
         # The next ones' turn comes soon; the one before is still at work on the last group.
-        first = group[0].base // depth
+        first = panel[0][0].base // depth
         order = [(first + n) % ACC_BANKS for n in (3, 2, 1)]
         free = [bank for bank in order if bank not in used][:2]
         if len(free) < 2:
@@ -578,16 +620,37 @@ class ProductLowering:
                 self._block_posts(block)
             self._after(first, group)
 
+    def _array(self, panel: list[list[Block]]) -> Iterator[int]:
+        """Appends the EXECs of a panel; stops behind each group's last one.
+
+        Yields about how many cycles they take since the one before. The last piece of a group is
+        deep enough for the array to be at work while the one before goes to the post-processor.
+        """
+        if len(panel) == 1:
+            yield sum(self.tiles(block) for block in panel[0])
+            return
+        pieces = [[self._pieces(block) for block in group] for group in panel]
+        count = len(pieces[0][0])
+        cycles = 0
+        for number in range(count):
+            for group in pieces:
+                cycles += sum(self._append(block[number]) for block in group)
+                if number == count - 1:
+                    yield cycles
+                    cycles = 0
+
     def run(self, prepare: Callable[[], None], finish: Callable[[], None]) -> None:
         """Appends the product: the array's work first, that of the post-processor behind it."""
-        for number, group in enumerate(self.plan.groups):
-            array = sum(self.tiles(block) for block in group)
-            if number == 0:
-                self.builder.settle()
-                self.begin(prepare)
-            # The array works on these blocks, the post-processor is done with the ones before.
-            self.builder.spare(array - self.post_cycles(group), self._free(group))
-            self.posts(group)
+        first = True
+        for panel in self._panels():
+            for group, array in zip(panel, self._array(panel), strict=True):
+                if first:
+                    self.builder.settle()
+                    self.begin(prepare)
+                    first = False
+                # The array works on these blocks, the post-processor is done with the ones before.
+                self.builder.spare(array - self.post_cycles(group), self._free(panel))
+                self.posts(group)
         if self.plan.resident and self.just_in_time:
             self.end(finish)  # before other sums come to these accumulators
         else:
