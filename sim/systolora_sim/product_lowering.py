@@ -6,7 +6,7 @@ sums or quantized rows. Where the maximum must be known first (just in time), su
 in the accumulators if all of them fit, else they go to memory and come back.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -345,52 +345,39 @@ class ProductLowering:
                 )
             row += rows
 
-    def _in_turn(self, block: Block) -> Iterator[Exec]:
-        """The EXECs of a block, tiles of its term between those of its sums.
+    def _pieces(self, block: Block) -> list[list[Exec]]:
+        """The EXECs of a block by the tile of streamed rows, in order.
 
-        An output-stationary tile of a term drains while the next weight-stationary ones run.
+        Those of its term are spread among them: an output-stationary tile of a term drains while
+        the next weight-stationary ones run.
         """
         product = self.product
         term = self.part("term", block)
         main = self.part("main", block, max(1, len(term)))
-        for item in term:
-            item.label = product.term_label
+        for items, label in ((term, product.term_label), (main, product.label)):
+            for item in items:
+                item.label = label
+        if not main:
+            return [term]
+        pieces: list[list[Exec]] = []
+        held: Tile | None = None
         done = 0
         for number, item in enumerate(main, 1):
-            share = ceil_div(len(term) * number, len(main))
-            item.label = product.label
-            yield from term[done:share]
-            yield item
+            if item.act != held:
+                pieces.append([])
+            held, share = item.act, ceil_div(len(term) * number, len(main))
+            pieces[-1] += [*term[done:share], item]
             done = share
-        yield from term[done:]
+        return pieces
 
     def tiles(self, block: Block) -> int:
         """Appends the EXECs of a block and returns about how many cycles they take."""
-        return self._append(self._in_turn(block))
+        return sum(self._append(piece) for piece in self._pieces(block))
 
-    def _append(self, items: Iterable[Exec]) -> int:
-        cycles = 0
+    def _append(self, items: list[Exec]) -> int:
         for item in items:
             self.builder.exec(item)
-            cycles += item.cycles
-        return cycles
-
-    def _pieces(self, block: Block) -> list[list[Exec]]:
-        """The EXECs of a block by the tile of streamed rows, in order."""
-        pieces: list[list[Exec]] = []
-        streamed, ready = self.product.streamed, list[Exec]()
-        held: Tile | None = None
-        for item in self._in_turn(block):
-            ready.append(item)
-            if item.act.area.symbol != streamed:
-                continue
-            if item.act != held:
-                pieces.append([])
-            held = item.act
-            pieces[-1] += ready
-            ready = []
-        pieces[-1] += ready
-        return pieces
+        return sum(item.cycles for item in items)
 
     def _panels(self) -> list[list[list[Block]]]:
         """Groups that the array computes together, each piece of the streamed rows for all of them.
