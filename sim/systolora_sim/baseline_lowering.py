@@ -178,8 +178,8 @@ def lower_rigid_pass(
     def forward(number: int) -> None:
         if number < len(layers):
             layers[number].H()
-            step = layers[number].quantize("H")
-            builder.put_off_until(2 * number, layers[number].word, step)
+            steps = layers[number].quantize("H")
+            builder.put_off_until(2 * number, layers[number].word, steps)
 
     forward(0)
     for number, following in enumerate([*layers, None]):

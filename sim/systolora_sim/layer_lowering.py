@@ -30,16 +30,13 @@ from systolora_sim.gradient_pair import lower_gradients
 from systolora_sim.layer import Layer
 from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.pieces import WHOLE, Piece
-from systolora_sim.post_builder import LATENCY, PostBuilder, Step
+from systolora_sim.post_builder import PostBuilder, Step
 from systolora_sim.product_lowering import LowRank, Product, lower_product
-from systolora_sim.quantization import Quantization, lower_quantization
+from systolora_sim.quantization import CHAIN, Quantization, quantization_steps
 from systolora_sim.schedules import LayerSchedule
 from systolora_sim.transpose_lowering import lower_transpose
 
-__all__ = ["CHAIN", "LayerLowering"]
-
-#: About how many cycles and POSTs a maximum, its Scales and status bits take beside the rows.
-CHAIN, CHAIN_POSTS = 400, 12
+__all__ = ["LayerLowering"]
 
 
 class LayerLowering:
@@ -108,27 +105,21 @@ class LayerLowering:
 
     # Quantization of H and dH -------------------------------------------------------------------
 
-    def quantize(self, name: str) -> Step:
-        """The step that quantizes H or dH from the sums in memory."""
-        target = self.symbol(name)
-        lines = -(-target.rows * target.cols // self.builder.config.cols)
-        cycles = 2 * (lines + LATENCY) + CHAIN
-        return Step(
-            partial(self._quantize, name), 0, CHAIN_POSTS, cycles,
-            label=self.label(name), name=self.name(name), maxima=True,
+    def quantize(self, name: str) -> list[Step]:
+        """The steps that quantize H or dH from the sums in memory."""
+        return quantization_steps(
+            self.builder, self.symbol(f"{name}.sums"), self.quantization(name),
+            partial(self._unit, name), label=self.label(name), name=self.name(name),
         )  # fmt: skip
 
-    def _quantize(self, name: str, _at_w: int, _at_u: int) -> None:
+    def _unit(self, name: str, unit: str) -> None:
+        """The Scale `unit` of the sums of H or dH."""
         builder = self.builder
         if name == "H":
-            builder.mul("#unit", self.scale("x"), self.scale("lora_A"))
+            builder.mul(unit, self.scale("x"), self.scale("lora_A"))
         else:
-            builder.mul("#unit", self.scale("gain"), self.scale("dy"))
-            builder.mul("#unit", "#unit", self.scale("lora_B"))
-        lower_quantization(
-            builder, self.symbol(f"{name}.sums"), self.quantization(name), "#unit"
-        )  # fmt: skip
-        builder.drop("#unit")
+            builder.mul(unit, self.scale("gain"), self.scale("dy"))
+            builder.mul(unit, unit, self.scale("lora_B"))
 
     def gradient_scale(self, name: str) -> Step:
         """The step that stores the Scale of dA or dB."""

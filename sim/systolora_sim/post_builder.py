@@ -50,7 +50,9 @@ class Step:
 
     append : appends them; gets the first of each of two ranges of accumulator rows, in two banks,
     which they may overwrite; rows : of each range; posts, cycles : about how many, and how long
-    they take; label : what they are for; name : by which someone may ask for it, or "".
+    they take; label : what they are for; name : by which someone may ask for it, or ""; maxima :
+    it has maxima of its own; opens : it leaves one for the next step of its name, before which no
+    other step with maxima may come.
     """
 
     append: Callable[[int, int], None]
@@ -60,6 +62,7 @@ class Step:
     label: str = ""
     name: str = ""
     maxima: bool = False
+    opens: bool = False
 
 
 class PostBuilder:
@@ -85,6 +88,7 @@ class PostBuilder:
         self._steps: deque[tuple[Area, Step]] = deque()
         self._urgent: list[tuple[int, Area, Step]] = []  # in the order of the numbers
         self._counts: Area | None = None
+        self._open = ""  # the name of an urgent step that another one must follow
         self._unsettled: deque[Callable[[], None]] = deque()
         #: What must come before and behind steps with maxima of their own, while a product has its.
         self.guard: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -234,20 +238,35 @@ class PostBuilder:
         """Steps for `spare` or `finish`; `word` is the status word that their events are for."""
         self._steps.extend((word, step) for step in steps)
 
-    def put_off_until(self, number: int, word: Area, step: Step) -> None:
-        """A step that someone will `need`; such steps come first, by ascending numbers.
+    def put_off_until(self, number: int, word: Area, steps: Iterable[Step]) -> None:
+        """Steps that someone will `need`; such steps come first, by ascending numbers.
 
         They use no accumulators.
         """
-        assert step.name and not step.rows
-        bisect.insort(self._urgent, (number, word, step), key=lambda each: each[0])
+        for step in steps:
+            assert step.name and not step.rows
+            bisect.insort(self._urgent, (number, word, step), key=lambda each: each[0])
 
     def need(self, *names: str) -> None:
         """Appends the steps of these names, if they are not there yet."""
-        wanted = [each for each in self._urgent if each[2].name in names]
-        self._urgent = [each for each in self._urgent if each[2].name not in names]
-        for _, word, step in wanted:
-            self._append(word, step, 0, 0)
+        wanted = [number for number, each in enumerate(self._urgent) if each[2].name in names]
+        for _ in wanted:
+            while self._open and self._open not in names:
+                self._take(self._first_urgent())
+            self._take(self._first_urgent(names))
+
+    def _first_urgent(self, names: Iterable[str] = ()) -> int:
+        """The place of the urgent step that comes next, of all or of those of these names."""
+        allowed = (self._open,) if self._open else names
+        for number, (_, _, step) in enumerate(self._urgent):
+            if not allowed or step.name in allowed:
+                return number
+        raise RuntimeError(f"no step {', '.join(allowed)}")
+
+    def _take(self, place: int) -> None:
+        """Appends the urgent step in that place."""
+        _, word, step = self._urgent.pop(place)
+        self._append(word, step, 0, 0)
 
     def _append(self, word: Area, step: Step, at_w: int, at_u: int) -> None:
         if step.maxima and self.guard is not None:
@@ -255,8 +274,10 @@ class PostBuilder:
         self.count(word)
         with self.labelled(step.label):
             step.append(at_w, at_u)
-        if step.maxima and self.guard is not None:
-            self.guard[1]()
+        if step.maxima:
+            self._open = step.name if step.opens else ""
+            if self.guard is not None:
+                self.guard[1]()
 
     def spare(self, cycles: int, free: tuple[Rows, Rows] | None = None) -> None:
         """Appends row operations that were put off: the post queue has about that much time.
@@ -279,7 +300,8 @@ class PostBuilder:
         at_w, at_u = (0, 0) if free is None else (free[0].start, free[1].start)
         posts = 0
         while self._urgent or self._steps:
-            word, step = self._urgent[0][1:] if self._urgent else self._steps[0]
+            place = self._first_urgent() if self._urgent else 0
+            word, step = self._urgent[place][1:] if self._urgent else self._steps[0]
             cycles = step.cycles + (SWITCH if word != self._counts else 0)
             posts += step.posts
             # Steps that are needed may take more time than there is, once.
@@ -289,18 +311,17 @@ class PostBuilder:
                 break
             self._credit -= cycles
             if self._urgent:
-                self._urgent.pop(0)
+                self._take(place)
             else:
                 self._steps.popleft()
-            self._append(word, step, at_w, at_u)
+                self._append(word, step, at_w, at_u)
 
     def finish(self) -> None:
         """Appends all that was put off; no sum in the accumulators is needed any more."""
         self.settle()
         self.flush()
-        for _, word, step in self._urgent:
-            self._append(word, step, 0, 0)
-        self._urgent.clear()
+        while self._urgent:
+            self._take(self._first_urgent())
         bank, turn = self.config.bank_depth, 0
         while self._steps:
             word, step = self._steps.popleft()

@@ -217,8 +217,17 @@ class ProductLowering:
         by_rows = size * (1 if block_stays else panels) + stationary * (1 if fits else row_blocks)
         return row_blocks > 1 and by_columns < by_rows
 
+    @property
+    def _stay(self) -> bool:
+        """Whether streamed rows stay in their buffer over all columns, or there are none."""
+        product = self.product
+        if product.edge is None or product.cached is not None:
+            return True
+        row_blocks = ceil_div(product.m, self.config.bank_depth)
+        return Streamed.stays(self.config, product.streamed, ceil_div(product.m, row_blocks))
+
     def _group(self) -> int:
-        """How many blocks should share a bank, one after the other.
+        """How many blocks should share a bank, one after the other; all that it holds for a panel.
 
         The post-processor gets a bank when the last sum has left the array and returns it when it
         is done with the rows: until then the other banks must have work for the array.
@@ -226,6 +235,8 @@ class ProductLowering:
         config, product = self.config, self.product
         planes = product.streamed.itemsize, product.stationary.itemsize
         rows = min(product.m, config.bank_depth)
+        if not self._stay:
+            return max(1, config.bank_depth // rows)
         if product.cached is not None:
             array = ceil_div(rows, config.rows) * config.rows
         elif product.edge is None:
@@ -382,16 +393,17 @@ class ProductLowering:
     def _panels(self) -> list[list[list[Block]]]:
         """Groups that the array computes together, each piece of the streamed rows for all of them.
 
-        Where a block's rows do not stay in their buffer, they come from memory once for a panel:
-        two groups of the same rows, side by side.
+        Where a block's rows do not stay in their buffer, they come from memory once for a panel: as
+        many groups of the same rows, side by side, as the accumulators hold.
         """
-        groups, main = self.plan.groups, self.operands.get(("main", Dataflow.WS))
-        if not isinstance(main, _Weights) or main.streamed.stay:
+        groups, chains = self.plan.groups, ACC_BANKS // 2 if self.paired else ACC_BANKS
+        if self._stay:
             return [[group] for group in groups]
         panels: list[list[list[Block]]] = []
         for group in groups:
             last = panels[-1] if panels else []
-            if len(last) == 1 and {block.row0 for block in last[0] + group} == {group[0].row0}:
+            rows = {block.row0 for each in (*last, group) for block in each}
+            if last and len(last) < chains and len(rows) == 1:
                 last.append(group)
             else:
                 panels.append([group])

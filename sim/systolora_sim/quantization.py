@@ -1,17 +1,27 @@
 """How sums become a quantized tensor (numerics section 4): maxima, Scales, row operations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+from systolora.config import AcceleratorConfig
 from systolora.contract import COL_STEP, ROW_STEP, Mode, Opcode
-from systolora_sim.memory_map import Symbol
-from systolora_sim.post_builder import MAX_ROWS, PostBuilder
+from systolora_sim.memory_map import Area, Symbol, View
+from systolora_sim.post_builder import LATENCY, PostBuilder, Step
 from systolora_sim.update_lowering import blocks, parts
 
 __all__ = [
-    "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
-    "lower_quantization", "quantizing", "streaming_ratio",
+    "CHAIN", "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
+    "quantization_steps", "quantizing", "select_maximum", "streaming_ratio",
 ]  # fmt: skip
+
+#: About how many cycles a step of a quantization may keep the post-processor, and how many row
+#: operations it has at most: sums of products leave the array in between.
+CHUNK, CHUNK_POSTS = 1024, 16
+#: About how many cycles the dependent operations on Scales and maxima beside the rows take, and how
+#: many they are.
+CHAIN, CHAIN_POSTS = 400, 12
 
 
 class Maxima(NamedTuple):
@@ -82,23 +92,25 @@ def streaming_ratio(
     builder: PostBuilder, quantize: Quantization, ratio: str, maxima: Maxima = IN_PRODUCTS
 ) -> None:
     """The Scale that quantizes by the record, which is not zero."""
-    # Also says that the record is what quantizes: clipped values count.
-    record = maxima.record
-    builder.post(Opcode.AMAX_SELECT, dst=maxima.reference, src_a=record, src_b=record)
-    builder.ratio(ratio, quantize.target.bits, maxima.reference)
+    builder.ratio(ratio, quantize.target.bits, select_maximum(builder, quantize, maxima))
+
+
+def select_maximum(
+    builder: PostBuilder, quantize: Quantization, maxima: Maxima = IN_PRODUCTS
+) -> int:
+    """The register of the maximum that quantizes; says, too, whether clipped values count."""
+    if quantize.record is None:
+        return maxima.step
+    other = maxima.record if quantize.streaming else maxima.step
+    builder.post(Opcode.AMAX_SELECT, dst=maxima.reference, src_a=maxima.record, src_b=other)
+    return maxima.reference
 
 
 def late_ratio(
     builder: PostBuilder, quantize: Quantization, ratio: str, maxima: Maxima = IN_PRODUCTS
 ) -> None:
     """The Scale that quantizes by this step's maximum where there is no record."""
-    reference = maxima.step
-    if quantize.record is not None:
-        reference = maxima.reference
-        builder.post(
-            Opcode.AMAX_SELECT, dst=reference, src_a=maxima.record, src_b=maxima.step
-        )  # fmt: skip
-    builder.ratio(ratio, quantize.target.bits, reference)
+    builder.ratio(ratio, quantize.target.bits, select_maximum(builder, quantize, maxima))
 
 
 def end_maximum(builder: PostBuilder, quantize: Quantization, maxima: Maxima = IN_PRODUCTS) -> None:
@@ -111,35 +123,165 @@ def end_maximum(builder: PostBuilder, quantize: Quantization, maxima: Maxima = I
         builder.post(Opcode.AMAX_READ, writes=quantize.record.area(), src_a=record)
 
 
-def lower_quantization(
-    builder: PostBuilder, sums: Symbol, quantize: Quantization, unit: str
-) -> None:
-    """Appends the quantization of sums in memory, whose Scale is `unit`, beside any product."""
-    target, cols = quantize.target, builder.config.cols
-    ratio = f"#ratio {target.name}"
+@dataclass(frozen=True)
+class _Operation:
+    """A row operation that measures a part of the sums, or quantizes it."""
+
+    rows: int
+    cols: int
+    source: Area | View
+    out: Area | View
+    words: dict[str, int]
+
+
+def _chunks(
+    config: AcceleratorConfig, sums: Symbol, quantize: Quantization
+) -> list[list[_Operation]]:
+    """The row operations that cover a tensor, in runs that take CHUNK cycles or little more."""
+    target, cols = quantize.target, config.cols
+    most = max(1, CHUNK // row_cycles(config, sums))
     if quantize.word is None:
-        operations = [({}, *each) for each in parts(sums, target, builder.config)]
+        operations = [_Operation(*each, {}) for each in parts(sums, target, config, most)]
     else:  # random words need rows and columns
         operations = [
-            (quantizing(quantize, row, col), rows, count, sums.area(*place), target.area(*place))
-            for place in blocks(sums, cols, MAX_ROWS)
-            for row, rows, col, count in (place,)
+            _Operation(
+                place[1], place[3], sums.area(*place), target.area(*place),
+                quantizing(quantize, place[0], place[2]),
+            )
+            for place in blocks(sums, cols, most)
+        ]  # fmt: skip
+    chunks: list[list[_Operation]] = []
+    room = 0
+    for operation in operations:
+        if room < operation.rows or len(chunks[-1]) == CHUNK_POSTS:
+            chunks.append([])
+            room = most
+        chunks[-1].append(operation)
+        room -= operation.rows
+    return chunks
+
+
+def row_cycles(config: AcceleratorConfig, sums: Symbol) -> int:
+    """Cycles that a row of sums takes to come from memory."""
+    return -(-config.cols * sums.itemsize // config.bus_bytes)
+
+
+class _Aside:
+    """The quantization of sums in memory beside any product, piece by piece."""
+
+    def __init__(
+        self,
+        builder: PostBuilder,
+        sums: Symbol,
+        quantize: Quantization,
+        unit: Callable[[str], None],
+    ) -> None:
+        self.builder, self.quantize, self.unit = builder, quantize, unit
+        self.ratio = f"#ratio {quantize.target.name}"
+        self.chunks = _chunks(builder.config, sums, quantize)
+
+    def begin(self) -> None:
+        begin_maximum(self.builder, self.quantize, ASIDE)
+        if self.quantize.streaming:
+            streaming_ratio(self.builder, self.quantize, self.ratio, ASIDE)
+
+    def measure(self, chunk: list[_Operation]) -> None:
+        for each in chunk:
+            self.builder.rows(each.rows, each.cols, each.source, mode=Mode.RAW, amax=1)
+
+    def collect(self) -> None:
+        self.builder.post(Opcode.COLLECT, dst=ASIDE.step)
+
+    def turn(self) -> None:
+        """All is measured."""
+        if not self.quantize.streaming:
+            late_ratio(self.builder, self.quantize, self.ratio, ASIDE)
+
+    def store(self, chunk: list[_Operation]) -> None:
+        quantize, scale = self.quantize, self.builder.scale(self.ratio)
+        for each in chunk:
+            given = quantizing(quantize) | each.words
+            given |= {"src_a": scale, "amax": int(quantize.streaming)}
+            self.builder.rows(each.rows, each.cols, each.source, each.out, **given)
+
+    def end(self) -> None:
+        builder, quantize, unit = self.builder, self.quantize, f"#unit {self.quantize.target.name}"
+        self.unit(unit)
+        builder.div(quantize.scale, unit, self.ratio)
+        builder.store(quantize.scale)
+        builder.drop(unit, self.ratio)
+        end_maximum(builder, quantize, ASIDE)
+
+    def whole(self) -> None:
+        """All of it at once."""
+        self.begin()
+        if not self.quantize.streaming:
+            for chunk in self.chunks:
+                self.measure(chunk)
+            self.collect()
+        self.turn()
+        for chunk in self.chunks:
+            self.store(chunk)
+        if self.quantize.streaming:
+            self.collect()
+        self.end()
+
+    def measure_piece(self, number: int) -> None:
+        if number == 0:
+            self.begin()
+        self.measure(self.chunks[number])
+        self.collect()
+
+    def store_piece(self, number: int) -> None:
+        """What came between may have selected another tensor's maximum (`clip_delayed`)."""
+        if number == 0 and self.quantize.streaming:
+            self.begin()
+        elif number == 0:
+            self.turn()
+        else:
+            select_maximum(self.builder, self.quantize, ASIDE)
+        self.store(self.chunks[number])
+        if self.quantize.streaming:
+            self.collect()
+        if number == len(self.chunks) - 1:
+            self.end()
+
+
+def quantization_steps(
+    builder: PostBuilder,
+    sums: Symbol,
+    quantize: Quantization,
+    unit: Callable[[str], None],
+    *,
+    label: str,
+    name: str,
+) -> list[Step]:
+    """The quantization of sums in memory beside any product: one step, or many of a large tensor.
+
+    unit : appends what gives the Scale of this name, that of the sums, its value; label, name : of
+    the steps
+    """
+    aside = _Aside(builder, sums, quantize, unit)
+    each = row_cycles(builder.config, sums)
+
+    def step(action: Callable[[], None], chunk: list[_Operation], passes: int, opens: bool) -> Step:
+        rows = sum(operation.rows for operation in chunk)
+        return Step(
+            lambda _w, _u: action(), 0, len(chunk) * passes + CHAIN_POSTS,
+            passes * (rows * each + LATENCY) + (CHAIN // 4 if opens else CHAIN),
+            label=label, name=name, maxima=True, opens=opens,
+        )  # fmt: skip
+
+    chunks = aside.chunks
+    if len(chunks) == 1:
+        return [step(aside.whole, chunks[0], 2, False)]
+    steps = []
+    if not quantize.streaming:
+        steps = [
+            step(partial(aside.measure_piece, number), chunk, 1, True)
+            for number, chunk in enumerate(chunks)
         ]
-    begin_maximum(builder, quantize, ASIDE)
-    if quantize.streaming:
-        streaming_ratio(builder, quantize, ratio, ASIDE)
-    else:
-        for _, rows, count, source, _ in operations:
-            builder.rows(rows, count, source, mode=Mode.RAW, amax=1)
-        builder.post(Opcode.COLLECT, dst=ASIDE.step)
-        late_ratio(builder, quantize, ratio, ASIDE)
-    for words, rows, count, source, out in operations:
-        given = quantizing(quantize) | words
-        given |= {"src_a": builder.scale(ratio), "amax": int(quantize.streaming)}
-        builder.rows(rows, count, source, out, **given)
-    if quantize.streaming:
-        builder.post(Opcode.COLLECT, dst=ASIDE.step)
-    builder.div(quantize.scale, unit, ratio)
-    builder.store(quantize.scale)
-    builder.drop(ratio)
-    end_maximum(builder, quantize, ASIDE)
+    for number, chunk in enumerate(chunks):
+        last = number == len(chunks) - 1
+        steps.append(step(partial(aside.store_piece, number), chunk, 1, not last))
+    return steps

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from systolora.contract import Dataflow, Edge
 from systolora_sim.blocks import ceil_div
-from systolora_sim.layer_lowering import CHAIN, LayerLowering
+from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import LATENCY, PostBuilder, Step
 from systolora_sim.product_lowering import Product, lower_product
+from systolora_sim.quantization import CHAIN
 from systolora_sim.sharing import part
 from systolora_sim.update_lowering import lower_working_copy
 
@@ -114,8 +115,7 @@ class _Pass:
             self.builder.need(*(layer.name("lora_A") for layer in some))
             self._together(group, "H", "lora_A", Edge.LEFT, "H.sums", first, count)
         for offset, layer in enumerate(some):
-            step = layer.quantize("H")
-            self.builder.put_off_until(2 * (number + offset), layer.word, step)
+            self.builder.put_off_until(2 * (number + offset), layer.word, layer.quantize("H"))
 
     def gradients(self, number: int) -> None:
         layer = self._at(number)
@@ -247,4 +247,4 @@ def _copy(builder: PostBuilder, layer: LayerLowering, tensor: str, need: int) ->
         append, 0, 8, 2 * (lines + LATENCY) + CHAIN // 2,
         label=layer.label("copies"), name=layer.name(tensor), maxima=True,
     )  # fmt: skip
-    builder.put_off_until(need, builder.symbols[f"{layer.prefix}sticky"].area(), step)
+    builder.put_off_until(need, builder.symbols[f"{layer.prefix}sticky"].area(), [step])

@@ -79,11 +79,6 @@ class Streamed:
             return cls(config, symbol, _even(rows, quarter), each)
         return cls(config, symbol, rows, _even(full, min(quarter // rows, longest)) * each)
 
-    @property
-    def stay(self) -> bool:
-        """Whether a block's rows are one piece."""
-        return self.piece >= self.symbol.cols
-
     def bounds(self) -> set[int]:
         """Where the pieces of the reduction begin."""
         return set(range(0, self.symbol.cols, self.piece))

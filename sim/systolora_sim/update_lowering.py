@@ -53,9 +53,11 @@ def blocks(symbol: Symbol, cols: int, rows: int) -> Iterator[tuple[int, int, int
 
 
 def parts(
-    master: Symbol, copy: Symbol, config: AcceleratorConfig
+    master: Symbol, copy: Symbol, config: AcceleratorConfig, most: int = MAX_ROWS
 ) -> Iterator[tuple[int, int, Area | View, Area | View]]:
     """(rows, cols, from, to) of row operations that go through two tensors of one shape.
+
+    most : rows of each
 
     The few rows of an adapter are long. Where the two have strides of as many elements, each is a
     list of lines, and a row operation takes the same columns of all lines, whatever rows they are
@@ -65,7 +67,7 @@ def parts(
     line = max(alignment(config), cols)
     width = master.stride // master.itemsize
     if width != copy.stride // copy.itemsize or width % line:
-        for block in blocks(master, cols, MAX_ROWS):
+        for block in blocks(master, cols, most):
             yield block[1], block[3], master.area(*block), copy.area(*block)
         return
 
@@ -75,8 +77,8 @@ def parts(
 
     lines = master.rows * width // line
     for col in range(0, line, cols):
-        for first in range(0, lines, MAX_ROWS):
-            count = min(MAX_ROWS, lines - first)
+        for first in range(0, lines, most):
+            count = min(most, lines - first)
             yield count, cols, view(master, first, col), view(copy, first, col)
 
 
