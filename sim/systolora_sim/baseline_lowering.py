@@ -13,6 +13,7 @@ from systolora_sim.post_builder import PostBuilder
 from systolora_sim.product_lowering import LowRank, Product, lower_product
 from systolora_sim.quantization import Quantization
 from systolora_sim.schedules import layer_schedule
+from systolora_sim.step_lowering import due
 from systolora_sim.work import Exec
 
 __all__ = ["FencedBuilder", "RigidLayer", "lower_rigid_pass"]
@@ -179,14 +180,14 @@ def lower_rigid_pass(
         if number < len(layers):
             layers[number].H()
             steps = layers[number].quantize("H")
-            builder.put_off_until(2 * number, layers[number].word, steps)
+            builder.put_off_until(due("H", number), layers[number].word, steps)
 
     forward(0)
     for number, following in enumerate([*layers, None]):
         forward(number + 1)
         if following is not None:
             following.dH()
-            builder.put_off_until(2 * number + 1, following.word, following.quantize("dH"))
+            builder.put_off_until(due("dH", number), following.word, following.quantize("dH"))
             following.dB()
             finished(following, "dB")
         if number:

@@ -3,7 +3,7 @@
 The long products, Y and dX, give the post-processor time. So what the short ones need of it
 (working copies, the quantization of H and dH, updates) is done beside the long product before: with
 
-    H of layer n + 1, dH and dB of layer n + 1, dA of layer n, dX and Y of layer n
+    H of layer n + 2, dH and dB of layer n + 1, dA of layer n, dX and Y of layer n
 
 for all layers n, what a product needs has been quantized while another one ran. Layers with the
 same x (`sharing`) have one dA, before the last layer's long products, and their H in a few
@@ -23,12 +23,19 @@ from systolora_sim.quantization import CHAIN
 from systolora_sim.sharing import part
 from systolora_sim.update_lowering import lower_working_copy
 
-__all__ = ["Group", "lower_copies", "lower_pass"]
+__all__ = ["Group", "due", "lower_copies", "lower_pass"]
 
 #: Of how many times as many layers the next product of H is.
 GROWTH = 4
 #: A product of dA leaves one of so many layers to the next one.
 TAIL = 3
+
+
+def due(tensor: str, number: int) -> int:
+    """When a layer's working copy, or H or dH, is needed: numbers in the order of the products."""
+    place = ("lora_A", "lora_B", "H", "dH").index(tensor)
+    ahead = (2, 1, 1, 0)[place]  # layers between the product that needs it and the long ones
+    return 4 * (number - ahead) + place
 
 
 @dataclass
@@ -115,7 +122,7 @@ class _Pass:
             self.builder.need(*(layer.name("lora_A") for layer in some))
             self._together(group, "H", "lora_A", Edge.LEFT, "H.sums", first, count)
         for offset, layer in enumerate(some):
-            self.builder.put_off_until(2 * (number + offset), layer.word, layer.quantize("H"))
+            self.builder.put_off_until(due("H", number + offset), layer.word, layer.quantize("H"))
 
     def gradients(self, number: int) -> None:
         layer = self._at(number)
@@ -125,7 +132,7 @@ class _Pass:
         group, inside = self.layers[number]
         ends = (first + count - 1 for first, count in group.endings())
         last = number - inside + min(end for end in ends if end >= inside)
-        self.builder.put_off_until(2 * last + 1, layer.word, layer.quantize("dH"))
+        self.builder.put_off_until(due("dH", last), layer.word, layer.quantize("dH"))
         self._updated(layer, "dB")
 
     def _updated(self, layer: LayerLowering, gradient: str) -> None:
@@ -177,13 +184,13 @@ class _Pass:
             ),
         )
 
-    def _short(self, number: int) -> None:
-        """What a layer needs before its long products; nothing beyond the last layer."""
-        if number < len(self.layers):
-            if self.forward:
-                self.H(number)
-            if self.backward:
-                self.gradients(number)
+    def _forward(self, number: int) -> None:
+        if self.forward and number < len(self.layers):
+            self.H(number)
+
+    def _backward(self, number: int) -> None:
+        if self.backward and number < len(self.layers):
+            self.gradients(number)
 
     def _long(self, number: int) -> None:
         layer = self._at(number)
@@ -195,15 +202,18 @@ class _Pass:
             layer.Y()
 
     def run(self) -> None:
-        self._short(0)
-        for number in range(len(self.layers)):
-            # Only the first layer has nothing beside which the next one could be prepared: its own
-            # long products come first.
-            if number:
-                self._short(number + 1)
+        self._forward(0)
+        self._backward(0)
+        # Only the first layer has nothing beside which the next one could be prepared: its own
+        # long products come first.
+        self._long(0)
+        self._forward(1)
+        self._forward(2)
+        self._backward(1)
+        for number in range(1, len(self.layers)):
+            self._forward(number + 2)
+            self._backward(number + 1)
             self._long(number)
-            if not number:
-                self._short(1)
 
 
 def lower_pass(
@@ -230,8 +240,8 @@ def lower_copies(builder: PostBuilder, groups: Sequence[Group]) -> None:
     for group in groups:
         for first, count in group.portions():
             for inside, layer in enumerate(group.layers[first : first + count]):
-                _copy(builder, layer, "lora_A", 2 * number - 1)
-                _copy(builder, layer, "lora_B", 2 * (number + inside) - 1)
+                _copy(builder, layer, "lora_A", due("lora_A", number))
+                _copy(builder, layer, "lora_B", due("lora_B", number + inside))
             number += count
 
 
