@@ -185,7 +185,7 @@ class ProductLowering:
             )
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
 
-    def _load(self, edge: Edge) -> int:
+    def _load(self, edge: Edge | None) -> int:
         """Cycles that a stationary tile takes to enter."""
         return self.config.left_load if edge == Edge.LEFT else self.config.top_load
 
@@ -257,7 +257,7 @@ class ProductLowering:
 
         cuts : in how many EXECs, at least, if there are as many tiles
         """
-        term, base = self.product.low_rank, block.base
+        config, term, base = self.config, self.product.low_rank, block.base
         dataflow = Dataflow.OS if self.product.edge is None else Dataflow.WS
         if name == "term":
             if term is None:
@@ -269,7 +269,10 @@ class ProductLowering:
         operands = self.operands[name, dataflow]
         if isinstance(operands, _Weights):
             return list(self._weight_stationary(operands, block, base, cuts))
-        single = name == "term" and self.paired  # each beside weight-stationary tiles
+        # Each drains beside weight-stationary tiles, whose loads have to wait for it; a deep one
+        # drains while the next one is computed.
+        shallow = operands.left.symbol.rows < config.rows - self._load(self.product.edge)
+        single = name == "term" and self.paired and shallow
         return list(self._output_stationary(operands, block, base, single))
 
     def _weight_stationary(
