@@ -1,0 +1,103 @@
+"""Row operations that quantize their values, in a simulator: order, distances and rates."""
+
+import pytest
+
+from simulated import CONFIGS
+from systolora.contract import Limit, Mode, Opcode, Quantize, Status
+from systolora_sim.numerics import Scale
+from systolora_sim.program import scale_imm
+from test_rtl_core_rows import ADD, AMAX_READ, EMIT, QUANTIZE, STREAM, A, B, C, run_posts
+
+CONFIG = CONFIGS["tiny"].with_fields(fused_quantize=True)
+FUSED = {"opcode": Opcode.ROWS, "quantize": Quantize.INT8, "src_b": 3}
+JOIN = {**ADD, "mode": Mode.ACC, "add_stream": 1}
+DITHERED = {**FUSED, "stochastic": 1, "word0": 1234}
+SILENT = {"opcode": Opcode.ROWS, "src_base": C}
+ACC_DITHERED = {**SILENT, "mode": Mode.ACC, "stochastic": 1, "write": 1, "dst_base": B}
+
+
+def test_every_field_travels_with_its_row():
+    """Rows of one to three, of operations that differ in everything, on both paths."""
+    posts = []
+    for number in range(64):
+        mode = (Mode.RAW, Mode.ACC)[number % 2]
+        fields = {"opcode": Opcode.ROWS, "mode": mode, "rows": 1 + number % 3}
+        fields |= {"src_base": number % 13, "src_a": number % 16, "src_b": (number + 5) % 16}
+        fields |= {"cols": 1 + number % 4, "word0": 77 * number, "amax": number // 6 % 2}
+        fields |= {"stochastic": number // 2 % 2, "transposed": number // 3 % 2}
+        fields |= {"delayed": number // 4 % 2, "bias": number // 5 % 2}
+        fields |= {"limit": Limit(number // 7 % 3), "status": Status(number // 9 % 4)}
+        if number % 4:
+            fields["quantize"] = Quantize(2 + number // 8 % 2)
+        else:
+            fields["emit"] = 1
+        posts += [fields, *AMAX_READ] if number % 16 == 15 else [fields]
+    run_posts(posts, CONFIG)
+
+
+@pytest.mark.parametrize("parity", range(2))
+def test_results_stay_in_order(parity):
+    """What is sent sooner, or needs its random word sooner, any number of cycles later."""
+    posts = []
+    for between in range(parity, 10, 2):
+        silent = [{**SILENT, "rows": between}] if between else []
+        for second in (EMIT, QUANTIZE, {**QUANTIZE, "stochastic": 1}, ACC_DITHERED, DITHERED):
+            for first in (FUSED, DITHERED):
+                posts += [{**first, "rows": 2}, *silent, {**second, "rows": 3}]
+    run_posts(posts, CONFIG)
+
+
+def test_joins_with_everything():
+    """Beats, both banks, the value written to where it came from, its maximum; other widths."""
+    common = {**JOIN, "amax": 1, "src_base": A, "rows": 12, "src_b": 3}
+    for bits in (Quantize.INT8, Quantize.INT16):
+        fused = {**common, "quantize": bits, "stochastic": 1, "word0": 5}
+        written = {**fused, "write": 1, "dst_base": A, "transposed": 1}
+        run_posts([fused, written, {**EMIT, "src_base": A, "rows": 12}, *AMAX_READ], CONFIG)
+
+
+def test_other_commands_wait_for_results():
+    """The register, the record and the status bits that rows still use, or still set."""
+    loud = {"opcode": Opcode.SCALE_SET, "dst": 3, "imm": scale_imm(Scale(40000, 8))}
+    quiet = {"opcode": Opcode.SCALE_SET, "dst": 3, "imm": scale_imm(Scale(40000, -9))}
+    select = {"opcode": Opcode.AMAX_SELECT, "dst": 7, "src_a": 6, "src_b": 5}
+    read = {"opcode": Opcode.STICKY_READ}
+    fused = {**FUSED, "src_base": A, "rows": 4}
+    delayed = {**fused, "delayed": 1}
+    run_posts([fused, loud, fused, quiet, fused], CONFIG)
+    run_posts([loud, delayed, select, read], CONFIG)
+    run_posts([loud, delayed, read], CONFIG)
+    run_posts([loud, fused, read], CONFIG)
+    run_posts([loud, select, delayed, read, {**QUANTIZE, "rows": 1, "src_a": 3}], CONFIG)
+    # A plain row behind it is done before it
+    run_posts([loud, delayed, {**SILENT, "rows": 1}, read], CONFIG)
+
+
+PAIRS = {
+    "fused": (FUSED, FUSED, 0),
+    "stochastic": (DITHERED, DITHERED, 0),
+    "silent": (FUSED, SILENT, 0),
+    "emit": (FUSED, EMIT, 4),
+    "quantize": (FUSED, QUANTIZE, 4),
+    "stochastic-quantize": (DITHERED, {**QUANTIZE, "stochastic": 1}, 6),
+    "stochastic-value": (DITHERED, ACC_DITHERED, 6),
+    "quantize-first": ({**QUANTIZE, "stochastic": 1}, DITHERED, 0),
+    "stream": (FUSED, {**STREAM, "emit": 0, "write": 1}, 0),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_cost_of_a_pair(name):
+    """Cycles that the second one starts later than it would behind rows without results."""
+    first, second, hazard = PAIRS[name]
+    last = {**FUSED, "src_base": B, "rows": 1}  # the end is the same
+    first, second = {**first, "rows": 12}, {**second, "rows": 12}
+    pair = run_posts([first, second, last], CONFIG)
+    alone = run_posts([{**SILENT, "rows": 12}, second, last], CONFIG)
+    assert pair - alone == hazard
+
+
+@pytest.mark.parametrize("fields", [FUSED, {**FUSED, **JOIN}, {**FUSED, "write": 1, "dst_base": B}])
+def test_one_row_per_cycle(fields):
+    few, many = (run_posts([{**fields, "rows": rows}] * 3, CONFIG) for rows in (4, 16))
+    assert many - few == 3 * 12
