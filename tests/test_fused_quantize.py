@@ -19,9 +19,13 @@ from systolora.contract import (
 from systolora_sim.bench.sample import ProgramBuilder
 from systolora_sim.descriptor import assemble, disassemble, encode
 from systolora_sim.machine import Machine, MachineError
+from systolora_sim.memory_map import Symbol
 from systolora_sim.numerics import Scale
+from systolora_sim.post_builder import PostBuilder
 from systolora_sim.program import Outputs, run_sync, scale_imm
+from systolora_sim.quantization import Quantization, quantizing_value
 from systolora_sim.system_checks import Checker, Window
+from systolora_sim.work import Post, Rows
 from test_machine import fails
 from test_system_machine import BASE, DATA, JOIN, OUT, QUANT, ROWS, SIZE, Bench, undefined
 
@@ -199,6 +203,25 @@ def test_programs():
         assert assemble(disassemble(b"".join(builder.parts))) == b"".join(builder.parts)
     np.testing.assert_array_equal(*tensors)
     assert len(np.unique(tensors[0])) > 10
+
+
+def test_what_the_compiler_appends():
+    """A join of cached sums that leaves as the quantized tensor, in one descriptor."""
+    cached = Symbol("sums", DATA, 8, 4, "int32", 64)
+    target = Symbol("Y", OUT, 8, 4, "int8", 64)
+    builder = PostBuilder(TINY, {})
+    quantize = Quantization(target, "Y.scale", word=9, record=cached)
+    fields = quantizing_value(quantize, 2, 0)
+    places = cached.area(2, 3, 0, 4), target.area(2, 3, 0, 4)
+    builder.join(32, *places, mode=Mode.ACC, src_a=1, src_b=2, amax=1, **fields)
+    builder.rows(3, 4, 32, target.area(2, 3, 0, 4), negate=1, src_b=2, **fields)
+    join, rows = (item for item in builder.items if isinstance(item, Post))
+    two = {"stochastic": 1, "delayed": 1, "src_b": 2, "rows": 3, "out_address": OUT + 128}
+    for item in (join, rows):
+        assert item.fields.items() >= (two | {"quantize": Quantize.INT8}).items()
+        assert not item.fields.get("emit") and item.acc == (Rows(32, 35),)
+    assert join.fields["mode"] == Mode.ACC and join.fields["in_address"] == DATA + 128
+    assert join.reads == places[0] and join.writes == places[1]
 
 
 def test_its_scale_must_be_defined():

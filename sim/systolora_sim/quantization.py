@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from systolora.contract import COL_STEP, ROW_STEP, Mode, Opcode
+from systolora.contract import COL_STEP, ROW_STEP, Mode, Opcode, Quantize
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import MAX_ROWS, PostBuilder
 from systolora_sim.update_lowering import blocks, parts
 
 __all__ = [
     "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
-    "lower_quantization", "quantizing", "streaming_ratio",
+    "lower_quantization", "quantizing", "quantizing_value", "streaming_ratio",
 ]  # fmt: skip
 
 
@@ -63,6 +63,16 @@ def quantizing(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str
             "transposed": int(quantize.transposed),
             "word0": word & 0xFFFFFFFF,
         }
+    return fields
+
+
+def quantizing_value(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str, int]:
+    """The same of a row operation that quantizes its value: `src_b` is left to be named.
+
+    For mode RAW or ACC, in a configuration with fused_quantize.
+    """
+    fields = quantizing(quantize, row0, col0)
+    fields["quantize"] = Quantize(fields.pop("mode"))
     return fields
 
 
