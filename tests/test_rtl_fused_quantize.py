@@ -2,8 +2,21 @@
 
 import pytest
 
+from random_programs import BASE, HALF
 from simulated import CONFIGS
-from systolora.contract import Limit, Mode, Opcode, Quantize, Status
+from system_rtl import Case, Script, compare_end, system_simulator
+from systolora.contract import (
+    POST_DESCRIPTOR,
+    Fault,
+    Kind,
+    Limit,
+    Mode,
+    Opcode,
+    Quantize,
+    Source,
+    Status,
+)
+from systolora_sim.descriptor import encode
 from systolora_sim.numerics import Scale
 from systolora_sim.program import scale_imm
 from test_rtl_core_rows import ADD, AMAX_READ, EMIT, QUANTIZE, STREAM, A, B, C, run_posts
@@ -95,6 +108,46 @@ def test_cost_of_a_pair(name):
     pair = run_posts([first, second, last], CONFIG)
     alone = run_posts([{**SILENT, "rows": 12}, second, last], CONFIG)
     assert pair - alone == hazard
+
+
+ROWS = {"opcode": Opcode.ROWS, "rows": 2, "cols": 3, "out_address": BASE + HALF, "out_stride": 512}
+DESCRIPTORS = [
+    ROWS | {"quantize": 1},
+    ROWS | {"quantize": Quantize.INT8},
+    ROWS | {"quantize": Quantize.INT8, "emit": 1},
+    ROWS | {"quantize": Quantize.INT8, "mode": Mode.INT8},
+    ROWS | {"quantize": Quantize.INT8, "out_address": BASE + HALF + 1},
+    ROWS | {"quantize": Quantize.INT8, "out_address": BASE + HALF - 64},
+    ROWS | {"quantize": Quantize.INT16, "out_width": 1},
+    {"opcode": Opcode.NOP, "quantize": 1},
+]
+
+
+@pytest.mark.parametrize("name", ["tiny", "8x4s4", "4x8s2-int8"])
+def test_faults_of_descriptors(name, tmp_path):
+    """Without the second rescale all are refused, with it those that break a rule."""
+    good, script = Case.random(name, 6300), Script(tmp_path)
+    bank = {"opcode": Opcode.ROWS, "rows": 2, "cols": 1, "source": Source.STREAM, "write": 1}
+    defined = encode(Kind.POST, bank | {"in_address": BASE + 0x8000, "in_stride": 128})
+    bits = len(encode(Kind.POST)) * 8 - 1
+    cases = []
+    for fields in DESCRIPTORS:
+        cases.append(good.with_program([defined, encode(Kind.POST, fields), *good.descriptors]))
+    beyond = int.from_bytes(defined, "little")
+    for bit in (sum(field.width for field in POST_DESCRIPTOR), bits):
+        parts = [defined, (beyond | 1 << bit).to_bytes(64, "little"), *good.descriptors]
+        cases.append(good.with_program(parts))
+    numbers = [script.run(case) for case in cases]
+    ends, _ = script.execute(system_simulator(name), good)
+    for number, case in zip(numbers, cases, strict=True):
+        compare_end(case, ends[number])
+    faults = [ends[number].fault for number in numbers]
+    if name == "tiny":
+        assert set(faults) == {Fault.FIELD}
+    else:
+        wide = Fault.NONE if CONFIGS[name].int16 else Fault.FIELD
+        F, N = Fault.FIELD, Fault.NONE
+        assert faults == [F, N, F, F, Fault.ALIGN, Fault.WINDOW, wide, N, F, F]
 
 
 @pytest.mark.parametrize("fields", [FUSED, {**FUSED, **JOIN}, {**FUSED, "write": 1, "dst_base": B}])
