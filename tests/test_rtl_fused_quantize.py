@@ -1,9 +1,10 @@
 """Row operations that quantize their values, in a simulator: order, distances and rates."""
 
+import numpy as np
 import pytest
 
 from random_programs import BASE, HALF
-from simulated import CONFIGS
+from simulated import CACHE, CONFIGS, core_verilog
 from system_rtl import Case, Script, compare_end, system_simulator
 from systolora.contract import (
     POST_DESCRIPTOR,
@@ -16,9 +17,12 @@ from systolora.contract import (
     Source,
     Status,
 )
+from systolora_sim.bench.run import run_program
 from systolora_sim.descriptor import encode
+from systolora_sim.machine import Machine
 from systolora_sim.numerics import Scale
-from systolora_sim.program import scale_imm
+from systolora_sim.program import Program, run_sync, scale_imm
+from test_rtl_core import assert_same
 from test_rtl_core_rows import ADD, AMAX_READ, EMIT, QUANTIZE, STREAM, A, B, C, run_posts
 
 CONFIG = CONFIGS["tiny"].with_fields(fused_quantize=True)
@@ -67,6 +71,18 @@ def test_joins_with_everything():
         fused = {**common, "quantize": bits, "stochastic": 1, "word0": 5}
         written = {**fused, "write": 1, "dst_base": A, "transposed": 1}
         run_posts([fused, written, {**EMIT, "src_base": A, "rows": 12}, *AMAX_READ], CONFIG)
+
+
+def test_padding_never_counts():
+    """It would clip, but leaves as 0 and sets nothing."""
+    machine = Machine(CONFIG)
+    machine.post(opcode=Opcode.SCALE_SET, dst=3, imm=scale_imm(Scale(1 << 15, 0)))
+    fields = {**FUSED, "source": Source.STREAM, "delayed": 1, "rows": 2, "cols": 2}
+    machine.post(np.array([[1, -127, 1000, -1000], [127, 2, 1 << 40, 128]]), **fields)
+    program = Program([], list(machine.pending.posts))
+    outputs = run_program(CONFIG, program, core_verilog(CONFIG), None, cache=CACHE)
+    assert_same(outputs, run_sync(machine.flush()))
+    assert outputs.result.tolist() == [[1, -127, 0, 0], [127, 2, 0, 0]] and outputs.sticky == 0
 
 
 def test_other_commands_wait_for_results():
