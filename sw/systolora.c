@@ -71,6 +71,7 @@ void systolora_info(const struct systolora *device, struct systolora_info *info)
     info->cols = FIELD(word, SYSTOLORA_ARRAY_COLS);
     info->segments = FIELD(word, SYSTOLORA_ARRAY_SEGMENTS);
     info->int16 = FIELD(word, SYSTOLORA_ARRAY_INT16);
+    info->fused_quantize = FIELD(word, SYSTOLORA_ARRAY_FUSED_QUANTIZE);
     word = get(device, SYSTOLORA_REG_ACC);
     info->acc_depth = FIELD(word, SYSTOLORA_ACC_DEPTH);
     word = get(device, SYSTOLORA_REG_BUS);

@@ -44,7 +44,8 @@ struct systolora_info {
     uint32_t version_major, version_minor; /* of registers and descriptors */
     uint32_t rows, cols;                   /* of the array */
     uint32_t segments;
-    uint32_t int16; /* 1: int16 operands */
+    uint32_t int16;          /* 1: int16 operands */
+    uint32_t fused_quantize; /* 1: row operations may quantize their values */
     uint32_t acc_depth;
     uint32_t act_bytes, wgt_bytes;
     uint32_t bus_bits, address_bits;

@@ -240,6 +240,10 @@ class _Maker:
                 }
                 if not fields["write"] and not emits:
                     fields["emit"] = emits = 1
+                if config.fused_quantize and self.flag():
+                    fields |= {"quantize": self.pick(2, 3 if config.int16 else 2), "emit": 0}
+                    fields |= {"src_b": self.pick(0, 3), "delayed": self.flag()}
+                    emits = True
                 if fields["add"] and not stream and self.flag():
                     address, stride = self.place(rows, cols, in_width, read=True)
                     fields |= {"add_stream": 1, "in_address": address, "in_stride": stride}

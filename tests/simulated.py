@@ -11,11 +11,11 @@ CONFIGS = {
     "tiny": preset("tiny"),
     "8x4s4": AcceleratorConfig(
         rows=8, cols=4, segments=4, int16=True, acc_depth=64,
-        bus_bits=256, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=4,
+        bus_bits=256, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=4, fused_quantize=True,
     ),
     "4x8s2-int8": AcceleratorConfig(
         rows=4, cols=8, segments=2, int16=False, acc_depth=64,
-        bus_bits=64, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=16,
+        bus_bits=64, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=16, fused_quantize=True,
     ),
     # Tiles load in one cycle: every accumulator comes back while it is still on its way.
     "8x8s8": AcceleratorConfig(

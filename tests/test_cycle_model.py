@@ -10,7 +10,17 @@ from random_programs import BASE, HALF, SIZE
 from simulated import CONFIGS
 from system_rtl import Case, rtl_run, system_simulator
 from systolora.config import AcceleratorConfig, preset
-from systolora.contract import Action, Buffer, Dataflow, Kind, Layout, Mode, Opcode, Source
+from systolora.contract import (
+    Action,
+    Buffer,
+    Dataflow,
+    Kind,
+    Layout,
+    Mode,
+    Opcode,
+    Quantize,
+    Source,
+)
 from systolora_sim.array_model import ArrayModel, Tile
 from systolora_sim.bench.cases import random_state
 from systolora_sim.bench.sample import ProgramBuilder
@@ -239,6 +249,10 @@ def rows_case(name: str, seed: int) -> Case:
                 fields |= {"write": int(rng.integers(0, 2)), "dst_base": dst}
                 fields |= {"add": int(rng.integers(0, 2)), "emit": int(rng.integers(0, 2))}
                 fields["add_stream"] = int(buffer and fields["add"] and rng.random() < 0.3)
+                if config.fused_quantize and rng.integers(0, 2):
+                    fields |= {"quantize": Quantize.INT8, "emit": 0}
+            if config.fused_quantize:
+                fields["stochastic"] = int(rng.integers(0, 2))
             if not buffer:
                 fields["src_base"] = 0
             if not (fields.get("add") and not fields["add_stream"]) and not fields.get("write"):
@@ -246,7 +260,7 @@ def rows_case(name: str, seed: int) -> Case:
             if not buffer or fields.get("add_stream"):
                 fields |= {"in_width": 2, "in_address": BASE + 0x6000}
                 fields["in_stride"] = max(beat, 4 * config.cols)
-            if fields["mode"] == Mode.INT8 or fields["emit"]:
+            if fields["mode"] == Mode.INT8 or fields["emit"] or fields.get("quantize"):
                 fields |= {"out_address": BASE + HALF + 0x2000, "out_stride": beat}
             builder.post(
                 Opcode.ROWS, wait_exec=int(number == 0), rows=count, cols=config.cols, **fields

@@ -46,7 +46,8 @@ class Run(ctypes.Structure):
 
 
 INFO = (
-    *("version_major", "version_minor", "rows", "cols", "segments", "int16", "acc_depth"),
+    *("version_major", "version_minor", "rows", "cols", "segments", "int16"),
+    *("fused_quantize", "acc_depth"),
     *("act_bytes", "wgt_bytes", "bus_bits", "address_bits", "outstanding", "digest"),
 )
 

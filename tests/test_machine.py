@@ -117,7 +117,7 @@ def test_a_tile_does_not_survive_an_output_stationary_command():
         ({"add": 1, "rows": 2, "dst_base": 1}, "rows at 0 and 1 overlap"),
         (
             {"mode": Mode.INT8},
-            "add, bias, write, emit, negate, limit, status are of RAW and ACC only",
+            "status, quantize are of RAW and ACC only",
         ),
     ],
 )

@@ -80,6 +80,7 @@ def test_table():
             "cols": config.cols,
             "segments": config.segments,
             "int16": config.int16,
+            "fused_quantize": config.fused_quantize,
         }
         bus = unpack(REGISTERS["BUS"].fields, constants["BUS"])
         assert bus == {n: getattr(config, n) for n in ("bus_bits", "address_bits", "outstanding")}

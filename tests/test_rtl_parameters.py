@@ -68,6 +68,8 @@ def test_core_states_its_latencies():
         "rescale": 5,
         "scale_unit_max": 18,
     }
+    fused = preset("tiny").with_fields(fused_quantize=True)
+    assert Core(fused).latencies == latencies | {"quantized_row_to_output_queue": 15}
 
 
 def test_scale_layout_is_the_contract():

@@ -22,6 +22,7 @@ from systolora.contract import (
     Kind,
     Mode,
     Opcode,
+    Quantize,
     Source,
 )
 from systolora_sim.bench.sample import ProgramBuilder, sample
@@ -92,6 +93,12 @@ BAD: dict[str, tuple[Fault, bytes]] = {
     ),
     "post-field": (
         Fault.FIELD, encode(Kind.POST, {"opcode": Opcode.COLLECT, "dst": 8}),
+    ),
+    "post-quantize": (  # this configuration has no such field
+        Fault.FIELD,
+        encode(
+            Kind.POST, {"opcode": Opcode.ROWS, "rows": 1, "cols": 1, "quantize": Quantize.INT8}
+        ),
     ),
     "post-buffer": (
         Fault.BUFFER,

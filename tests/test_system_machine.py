@@ -856,8 +856,10 @@ def test_a_post_that_reads_what_it_writes():
 # Undefined values --------------------------------------------------------------------------------
 
 
-def undefined(message: str, *parts: tuple[Kind, dict[str, int]]) -> None:
-    bench = Bench()
+def undefined(
+    message: str, *parts: tuple[Kind, dict[str, int]], config: AcceleratorConfig = TINY
+) -> None:
+    bench = Bench(config)
     builder = ProgramBuilder()
     builder.parts = [encode(kind, fields) for kind, fields in parts]
     with pytest.raises(UndefinedError, match=f"^descriptor {len(parts) - 1} .*{message}"):

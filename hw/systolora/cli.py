@@ -177,6 +177,11 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         help="int16 operands beside int8: 9-bit multipliers, 48-bit accumulators",
     )
     group.add_argument(
+        "--fused-quantize",
+        action=argparse.BooleanOptionalAction,
+        help="a second rescale per column: a row operation may quantize the sum that it joins",
+    )
+    group.add_argument(
         "--acc-depth",
         metavar="N",
         type=_integer,

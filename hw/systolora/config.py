@@ -18,6 +18,8 @@ ACC_BANKS = 4
 SEGMENTS = (1, 2, 4, 8)
 BUS_BITS = (64, 128, 256, 512, 1024)
 MAX_BUFFER_BYTES = 1 << 26
+#: Fields that are true or false.
+_FLAGS = ("int16", "fused_quantize")
 
 
 class ConfigError(ValueError):
@@ -55,6 +57,9 @@ class AcceleratorConfig:
     outstanding : int
         Bursts that each memory engine may have under way, 2 to 256; to keep the bus busy it should
         exceed the memory's latency in cycles, since short rows are bursts of one beat.
+    fused_quantize : bool
+        A second rescale in each lane of the post-processor: a row operation that joins a term may
+        quantize its sum in the same pass.
 
     Raises
     ------
@@ -72,14 +77,16 @@ class AcceleratorConfig:
     act_bytes: int = 1 << 18
     wgt_bytes: int = 1 << 17
     outstanding: int = 64
+    fused_quantize: bool = False
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self) if f.name != "int16"):
+        for name in (f.name for f in fields(self)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if name in _FLAGS:
+                if not isinstance(value, bool):
+                    raise ConfigError(f"{name} = {value!r}: must be true or false")
+            elif not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} = {value!r}: must be an integer")
-        if not isinstance(self.int16, bool):
-            raise ConfigError(f"int16 = {self.int16!r}: must be true or false")
         for name in ("rows", "cols"):
             value = getattr(self, name)
             if not (MIN_SIDE <= value <= MAX_SIDE and _power_of_two(value)):
@@ -209,8 +216,15 @@ class AcceleratorConfig:
 
     @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON of the fields."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """First 12 hex digits of the SHA-256 of the canonical JSON of the fields.
+
+        `fused_quantize` is left out where it is false: what was generated, compiled or measured
+        before the field existed is of the same configuration.
+        """
+        named = self.to_dict()
+        if not self.fused_quantize:
+            del named["fused_quantize"]
+        text = json.dumps(named, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def with_fields(self, **overrides: int | bool | None) -> "AcceleratorConfig":
@@ -250,6 +264,7 @@ PRESETS: dict[str, AcceleratorConfig] = {
         acc_depth=1024,
         act_bytes=1 << 19,
         wgt_bytes=1 << 19,
+        fused_quantize=True,
     ),
 }
 

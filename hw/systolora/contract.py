@@ -14,13 +14,15 @@ from .config import AcceleratorConfig
 
 __all__ = [
     "AMAX_REGISTERS", "COL_STEP", "ROW_STEP", "SCALE_REGISTERS", "STEP_WORD", "STICKY",
-    "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Source", "Status",
+    "TOKENS_MAX", "Dataflow", "Edge", "Field", "Limit", "Mode", "Opcode", "Quantize", "Source",
+    "Status",
     "DocumentedEnum", "INFO", "POST", "SCALE", "TILE", "pack", "unpack", "width",
     "CONTROL", "DESCRIPTORS", "DESCRIPTOR_BYTES", "EXEC", "LOAD", "PROGRAM_MAX", "POST_DESCRIPTOR",
     "QUEUE_DEPTHS",
     "Action", "Buffer", "Fault", "Kind", "Layout",
     "COUNTERS", "DEVICE_ID", "REGISTERS", "REGISTER_ADDRESS_BITS", "REGISTER_BITS",
-    "REGISTER_VERSION", "Register", "RegisterField", "existing_bits", "register_constants",
+    "REGISTER_VERSION", "Register", "RegisterField", "existing_bits", "existing_fields",
+    "register_constants",
 ]  # fmt: skip
 
 SCALE_REGISTERS = 16
@@ -82,6 +84,14 @@ class Mode(DocumentedEnum):
 
     RAW = 0, "nothing"
     ACC = 1, "rescale, saturate to the accumulator"
+    INT8 = 2, "rescale, saturate to -127..127, leave on `result`"
+    INT16 = 3, "rescale, saturate to -32767..32767, leave on `result`"
+
+
+class Quantize(DocumentedEnum):
+    """What a row operation makes of its value in the same pass (with fused_quantize)."""
+
+    NONE = 0, "nothing"
     INT8 = 2, "rescale, saturate to -127..127, leave on `result`"
     INT16 = 3, "rescale, saturate to -32767..32767, leave on `result`"
 
@@ -150,13 +160,16 @@ TILE: tuple[Field, ...] = (
     Field("fence", 1, "begin to load (OS, WS without load: to compute) when the array is empty"),
 )
 
+#: Exists with fused_quantize only: the last field, so that without it nothing else moves.
+_QUANTIZE = Field("quantize", 2, "ROWS, RAW and ACC, with fused_quantize: Quantize the value")
+
 POST: tuple[Field, ...] = (
     Field("opcode", 4, "Opcode"),
     Field("wait", 1, "take a token from the tile queue before starting"),
     Field("signal", 1, "give a token to the tile queue when done"),
     Field("dst", 4, "scale or amax register written"),
     Field("src_a", 4, "first register read; ROWS: the scale register of the rescale"),
-    Field("src_b", 4, "second register read"),
+    Field("src_b", 4, "second register read; ROWS: the scale register of `quantize`"),
     Field("imm", 48, "value of AMAX_SET (unsigned) and SCALE_SET"),
     Field("source", 1, "ROWS: Source"),
     Field("mode", 2, "ROWS: Mode"),
@@ -170,14 +183,15 @@ POST: tuple[Field, ...] = (
     Field("write", 1, "ROWS, RAW and ACC: write the value to the accumulators at dst_base"),
     Field("emit", 1, "ROWS, RAW and ACC: send the value on `acc_out`"),
     Field("amax", 1, "ROWS: fold into the lanes' maxima (value if RAW or ACC, else the source)"),
-    Field("stochastic", 1, "ROWS, all but RAW: round stochastically"),
+    Field("stochastic", 1, "ROWS, all but RAW: round stochastically; with quantize: that alone"),
     Field("transposed", 1, "ROWS: device rows are the logical tensor's columns (random words)"),
-    Field("delayed", 1, "ROWS, INT8 and INT16: a clipped value sets clip_delayed"),
+    Field("delayed", 1, "ROWS, INT8, INT16 and quantize: a clipped value sets clip_delayed"),
     Field("rows", 20, "ROWS: number of rows, at least 1"),
     Field("cols", 10, "ROWS: valid columns, 1 to C; the others are padding"),
     Field("src_base", 17, "ROWS from BUFFER: first row read"),
     Field("dst_base", 17, "ROWS with add or write: first row"),
     Field("word0", 32, "ROWS: seed word of the element at the operation's first row and column"),
+    _QUANTIZE,
 )
 
 #: A Scale, as SCALE_SET holds it in the low bits of `imm`.
@@ -297,7 +311,7 @@ EXEC: tuple[Field, ...] = (
 _POST_DIRECT = tuple(
     Field("rows", 16, "ROWS: number of rows, at least 1") if f.name == "rows" else f
     for f in POST
-    if f.name not in ("wait", "signal")
+    if f.name not in ("wait", "signal") and f is not _QUANTIZE
 )
 
 POST_DESCRIPTOR: tuple[Field, ...] = (
@@ -316,6 +330,7 @@ POST_DESCRIPTOR: tuple[Field, ...] = (
     Field("in_stride", 32, "bytes from a row read to the next"),
     Field("out_address", 64, "address of the first row written, bytes"),
     Field("out_stride", 32, "bytes from a row written to the next"),
+    _QUANTIZE,
 )
 
 CONTROL: tuple[Field, ...] = (
@@ -446,6 +461,7 @@ REGISTERS: dict[str, Register] = {
                 RegisterField("cols", 10, "columns C of the array"),
                 RegisterField("segments", 4, "load segments S"),
                 RegisterField("int16", 1, "int16 operands, 48-bit accumulators"),
+                RegisterField("fused_quantize", 1, "row operations may quantize their values"),
             ),
             "configuration: array",
         ),
@@ -561,6 +577,11 @@ def existing_bits(register: Register, config: AcceleratorConfig) -> int:
     return (1 << bits) - 1
 
 
+def existing_fields(table: tuple[Field, ...], fused_quantize: bool) -> tuple[Field, ...]:
+    """The fields of POST or POST_DESCRIPTOR that exist; others are bits that belong to no field."""
+    return tuple(field for field in table if fused_quantize or field is not _QUANTIZE)
+
+
 def register_constants(config: AcceleratorConfig) -> dict[str, int]:
     """The values of the registers that are constants of a configuration, by name."""
     values: dict[str, dict[str, int]] = {
@@ -571,6 +592,7 @@ def register_constants(config: AcceleratorConfig) -> dict[str, int]:
             "cols": config.cols,
             "segments": config.segments,
             "int16": int(config.int16),
+            "fused_quantize": int(config.fused_quantize),
         },
         "ACC": {"depth": config.acc_depth},
         "BUS": {

@@ -39,6 +39,7 @@ from .contract import (
     Limit,
     Mode,
     Opcode,
+    Quantize,
     Register,
     RegisterField,
     Source,
@@ -51,7 +52,7 @@ __all__ = ["render_header", "render_markdown", "render_rdl"]
 
 ENUMERATIONS: tuple[type[DocumentedEnum], ...] = (
     *(Kind, Action, Buffer, Layout, Dataflow, Edge),
-    *(Opcode, Source, Mode, Limit, Status, Fault),
+    *(Opcode, Source, Mode, Quantize, Limit, Status, Fault),
 )
 
 _NUMBERS: dict[str, tuple[int, str]] = {

@@ -28,6 +28,7 @@ from systolora.contract import (
     Limit,
     Mode,
     Opcode,
+    Quantize,
     Source,
     Status,
     pack,
@@ -39,7 +40,8 @@ __all__ = ["DescriptorError", "assemble", "decode", "disassemble", "encode"]
 #: Fields whose values have names.
 ENUMS: dict[str, type[IntEnum]] = {
     "buffer": Buffer, "layout": Layout, "dataflow": Dataflow, "edge": Edge, "opcode": Opcode,
-    "source": Source, "mode": Mode, "limit": Limit, "status": Status, "action": Action,
+    "source": Source, "mode": Mode, "quantize": Quantize, "limit": Limit, "status": Status,
+    "action": Action,
 }  # fmt: skip
 #: Fields written in hexadecimal.
 HEX = ("address", "in_address", "out_address", "imm", "word0")

@@ -26,6 +26,7 @@ from systolora.contract import (
     Limit,
     Mode,
     Opcode,
+    Quantize,
     Source,
     Status,
     unpack,
@@ -33,7 +34,7 @@ from systolora.contract import (
 )
 from systolora_sim import numerics as nx
 from systolora_sim.numerics import Scale
-from systolora_sim.program import CoreDevice, Outputs, PostCommand, TileCommand
+from systolora_sim.program import CoreDevice, Outputs, PostCommand, TileCommand, result_bits
 
 __all__ = ["DeadlockError", "Machine", "MachineError", "RaceError"]
 
@@ -309,10 +310,17 @@ class Machine(CoreDevice):
         quantizes = mode in (Mode.INT8, Mode.INT16)
         if rows < 1 or not 1 <= cols <= config.cols:
             raise MachineError(f"ROWS of {rows} rows, {cols} columns: out of range")
-        only_sums = ("add", "bias", "write", "emit", "negate", "limit", "status")
+        quantize = f.get("quantize", Quantize.NONE)
+        only_sums = ("add", "bias", "write", "emit", "negate", "limit", "status", "quantize")
         if quantizes and any(f.get(name, 0) for name in only_sums):
             raise MachineError(f"ROWS: {', '.join(only_sums)} are of RAW and ACC only")
-        if mode == Mode.INT16 and not config.int16:
+        if quantize and not config.fused_quantize:
+            raise MachineError(
+                f"ROWS: quantize = {quantize}: this configuration has no fused_quantize"
+            )
+        if quantize not in tuple(Quantize) or (quantize and f.get("emit", 0)):
+            raise MachineError(f"ROWS: quantize = {quantize}: must be INT8 or INT16, without emit")
+        if result_bits(mode, quantize) == 16 and not config.int16:
             raise MachineError("ROWS INT16: this configuration has 8-bit results")
         reads, writes = [], []
         if f.get("source", Source.BUFFER) == Source.BUFFER:
@@ -343,12 +351,7 @@ class Machine(CoreDevice):
             x = np.sign(x)
         if quantizes:
             magnitude = x
-            limit = nx.qmax(8 if mode == Mode.INT8 else 16)
-            words = self._words(f, rows, cols) if f.get("stochastic", 0) else None
-            q, clipped = nx.rescale(x, self.scales[f.get("src_a", 0)], -limit, limit, words)
-            if clipped and f.get("delayed", 0) and not self.fallback:
-                self.sticky.add("clip_delayed")
-            self._result.append(self._padded(q))
+            self._quantize(f, x, f.get("src_a", 0))
         else:
             v = self._sum(f, x, command.acc_in[:, :cols])
             magnitude = v
@@ -357,8 +360,20 @@ class Machine(CoreDevice):
                 self._written[writes[0]] = True
             if f.get("emit", 0):
                 self._acc_out.append(self._padded(v))
+            if quantize:
+                self._quantize(f, v, f.get("src_b", 0))
         if f.get("amax", 0):
             self.lanes[:cols] = np.maximum(self.lanes[:cols], np.abs(magnitude).max(axis=0))
+
+    def _quantize(self, f: dict[str, int], x: NDArray[np.int64], register: int) -> None:
+        """Sends x, quantized by the Scale in that register."""
+        bits = result_bits(f.get("mode", Mode.RAW), f.get("quantize", Quantize.NONE))
+        limit = nx.qmax(bits)
+        words = self._words(f, *x.shape) if f.get("stochastic", 0) else None
+        q, clipped = nx.rescale(x, self.scales[register], -limit, limit, words)
+        if clipped and f.get("delayed", 0) and not self.fallback:
+            self.sticky.add("clip_delayed")
+        self._result.append(self._padded(q))
 
     def _sum(
         self, f: dict[str, int], x: NDArray[np.int64], beats: NDArray[np.int64]
@@ -369,7 +384,8 @@ class Machine(CoreDevice):
         term_bits = self.config.acc_bits if limit == Limit.ACC else 32
         v, over, term_over = x, False, False
         if f.get("mode", Mode.RAW) == Mode.ACC:
-            words = self._words(f, *x.shape) if f.get("stochastic", 0) else None
+            dithered = f.get("stochastic", 0) and not f.get("quantize", Quantize.NONE)
+            words = self._words(f, *x.shape) if dithered else None
             scale = self.scales[f.get("src_a", 0)]
             v, term_over = nx.rescale(x, scale, *nx.int_range(term_bits), words)
         if f.get("negate", 0):

@@ -19,7 +19,7 @@ from systolora_sim.memory_map import Symbol
 from systolora_sim.step_program import StepProgram
 from systolora_sim.timing.columns import Rows, columns
 from systolora_sim.timing.dispatching import post_memory
-from systolora_sim.timing.posting import SCALE_CYCLES, TRACE
+from systolora_sim.timing.posting import LATE_TRACE, SCALE_CYCLES, TRACE
 
 __all__ = ["ArrayTimes", "Attribution", "ExecPart"]
 __all__ += ["attribute", "exec_macs", "layer_of", "model_times", "split_label"]
@@ -224,7 +224,7 @@ def _post_cycles(program: StepProgram, posts: Rows, weights: Mapping[str, int]) 
     for number, index in enumerate(posts.index):
         opcode = Opcode(posts.opcode[number])
         if opcode == Opcode.ROWS:
-            own = posts.rows[number] + TRACE + 4
+            own = posts.rows[number] + (LATE_TRACE if posts.quantize[number] else TRACE) + 4
         elif opcode == Opcode.COLLECT:
             own = program.config.cols + 4
         else:

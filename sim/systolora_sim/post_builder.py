@@ -17,7 +17,7 @@ from systolora_sim import numerics as nx
 from systolora_sim.limits import CompileError
 from systolora_sim.memory_map import Area, Symbol, View
 from systolora_sim.numerics import Scale
-from systolora_sim.program import scale_imm
+from systolora_sim.program import result_bits, scale_imm
 from systolora_sim.work import Control, Exec, Item, Post, Rows
 
 __all__ = ["LATENCY", "MAX_ROWS", "PostBuilder", "Step", "too_long"]
@@ -189,9 +189,10 @@ class PostBuilder:
             acc.append(Rows(source, source + rows))
         else:
             fields["source"] = Source.STREAM
-        if fields.get("add") or fields.get("write"):
+        if fields.get("write") or (fields.get("add") and not fields.get("add_stream")):
             acc.append(Rows(fields["dst_base"], fields["dst_base"] + rows))
-        if out is not None and fields.get("mode") not in (Mode.INT8, Mode.INT16):
+        quantizes = result_bits(fields.get("mode", Mode.RAW), fields.get("quantize", 0))
+        if out is not None and not quantizes:
             fields["emit"] = 1
         reads = addend if isinstance(source, int) else source
         return self._item(fields, tuple(acc), reads, out, rows + LATENCY)
@@ -206,8 +207,9 @@ class PostBuilder:
     ) -> None:
         """Appends a row operation.
 
-        source : memory, or the first accumulator row; out : where its results or, of RAW and ACC,
-        its values go.
+        source : memory, or the first accumulator row; out : where its results or, of RAW and ACC
+        without `quantize`, its values go. With `quantize`, src_b is the register of the Scale that
+        quantizes (`quantization.quantizing_value`); the configuration must have fused_quantize.
         """
         self._add(self._rows(rows, cols, source, out, None, fields))
 
@@ -216,7 +218,7 @@ class PostBuilder:
     ) -> None:
         """Appends a row operation that adds rows in memory to those from accumulator row `source`.
 
-        out : as of `rows`
+        out, fields : as of `rows`; dst_base only with `write`
         """
         fields |= {"add": 1, "add_stream": 1}
         self._add(self._rows(addend.rows, addend.cols, source, out, addend, fields))

@@ -23,6 +23,7 @@ from systolora_sim.quantization import (
     end_maximum,
     late_ratio,
     quantizing,
+    quantizing_value,
     streaming_ratio,
 )
 from systolora_sim.tiling import Deep, Stationary, Streamed, segments
@@ -444,7 +445,14 @@ class ProductLowering:
         first, moved = 1, sums if store else self.product.cached
         if moved is not None:
             first = ceil_div(self.config.cols * moved.itemsize, self.config.bus_bytes)
-        return [first, 1] if quantize is not None and quantize.streaming else [first]
+        streaming = quantize is not None and quantize.streaming
+        return [first, 1] if streaming and not self._at_once(store) else [first]
+
+    def _at_once(self, store: bool) -> bool:
+        """Whether a row operation that changes sums quantizes them, too."""
+        quantize = self.product.quantize
+        streaming = quantize is not None and quantize.streaming
+        return streaming and not store and self.config.fused_quantize
 
     @property
     def _stores(self) -> bool:
@@ -473,7 +481,8 @@ class ProductLowering:
             "amax": int(quantize is not None),
             "bias": int(product.bias is not None),
         }
-        if changed and quantize is not None and (self.plan.resident or streaming):
+        at_once = self._at_once(store)
+        if changed and quantize is not None and not at_once and (self.plan.resident or streaming):
             fields |= {"write": 1, "dst_base": block.base}
         source: Area | int = block.base
         if product.addend is not None:
@@ -491,12 +500,17 @@ class ProductLowering:
         if store:
             assert product.sums is not None
             out = product.sums.area(block.row0, block.rows, block.col0, block.cols)
+        if at_once:
+            assert quantize is not None
+            out = quantize.target.area(block.row0, block.rows, block.col0, block.cols)
+            fields |= quantizing_value(quantize, block.row0, block.col0)
+            fields["src_b"] = builder.scale(self._ratio)
         if product.cached is not None:
             area = product.cached.area(block.row0, block.rows, block.col0, block.cols)
             builder.join(block.base, area, out, **fields)
         else:
             builder.rows(block.rows, block.cols, source, out, **fields)
-        if streaming:
+        if streaming and not at_once:
             self._quantize_block(block)
 
     def _free(self, panel: list[list[Block]]) -> tuple[Rows, Rows] | None:

@@ -18,7 +18,7 @@ from systolora_sim.numerics import Scale
 
 __all__ = [
     "CommandError", "CoreDevice", "Outputs", "PostCommand", "Program", "TileCommand",
-    "post_beats", "run_sync", "scale_imm", "tile_beats",
+    "post_beats", "result_bits", "run_sync", "scale_imm", "tile_beats",
 ]  # fmt: skip
 
 Bytes = NDArray[np.uint8]
@@ -87,6 +87,13 @@ def tile_beats(config: AcceleratorConfig, fields: dict[str, int]) -> tuple[int, 
     return length, config.left_load if left else config.top_load
 
 
+def result_bits(mode: int, quantize: int = 0) -> int:
+    """Bits of the results that a row operation sends, by its fields `mode` and `quantize`; or 0."""
+    by = mode if mode in (Mode.INT8, Mode.INT16) else quantize
+    widths: dict[int, int] = {Mode.INT8: 8, Mode.INT16: 16}
+    return widths.get(by, 0)
+
+
 def post_beats(fields: dict[str, int]) -> dict[str, int]:
     """Beats that a post command takes from `acc_in` and sends on each output."""
     beats: dict[str, int] = dict.fromkeys(("acc_in", "acc_out", "result", "info"), 0)
@@ -99,7 +106,7 @@ def post_beats(fields: dict[str, int]) -> dict[str, int]:
         rows = fields["rows"]
         if fields.get("source", Source.BUFFER) == Source.STREAM or fields.get("add_stream", 0):
             beats["acc_in"] = rows
-        if fields.get("mode", Mode.RAW) in (Mode.INT8, Mode.INT16):
+        if result_bits(fields.get("mode", Mode.RAW), fields.get("quantize", 0)):
             beats["result"] = rows
         elif fields.get("emit", 0):
             beats["acc_out"] = rows

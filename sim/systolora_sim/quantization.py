@@ -6,14 +6,14 @@ from functools import partial
 from typing import NamedTuple
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import COL_STEP, ROW_STEP, Mode, Opcode
+from systolora.contract import COL_STEP, ROW_STEP, Mode, Opcode, Quantize
 from systolora_sim.memory_map import Area, Symbol, View
 from systolora_sim.post_builder import LATENCY, PostBuilder, Step
 from systolora_sim.update_lowering import blocks, parts
 
 __all__ = [
     "CHAIN", "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
-    "quantization_steps", "quantizing", "select_maximum", "streaming_ratio",
+    "quantization_steps", "quantizing", "quantizing_value", "select_maximum", "streaming_ratio",
 ]  # fmt: skip
 
 #: About how many cycles a step of a quantization may keep the post-processor, and how many row
@@ -73,6 +73,16 @@ def quantizing(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str
             "transposed": int(quantize.transposed),
             "word0": word & 0xFFFFFFFF,
         }
+    return fields
+
+
+def quantizing_value(quantize: Quantization, row0: int = 0, col0: int = 0) -> dict[str, int]:
+    """The same of a row operation that quantizes its value: `src_b` is left to be named.
+
+    For mode RAW or ACC, in a configuration with fused_quantize.
+    """
+    fields = quantizing(quantize, row0, col0)
+    fields["quantize"] = Quantize(fields.pop("mode"))
     return fields
 
 

@@ -19,9 +19,12 @@ from systolora.contract import (
     Limit,
     Mode,
     Opcode,
+    Quantize,
     Source,
+    existing_fields,
     unpack,
 )
+from systolora_sim.program import result_bits
 
 __all__ = [
     "GIVES", "TAKES", "Checker", "ExecShape", "Extent", "Window", "exec_shape", "load_reads",
@@ -48,7 +51,7 @@ TAKES: dict[Kind, dict[str, str]] = {
     Kind.CONTROL: {},
 }
 
-_SUMS_ONLY = ("add", "bias", "negate", "write", "emit", "limit", "status")
+_SUMS_ONLY = ("add", "bias", "negate", "write", "emit", "limit", "status", "quantize")
 _AMAX_FIELDS: dict[int, tuple[str, ...]] = {
     Opcode.AMAX_SET: ("dst",),
     Opcode.AMAX_LOAD: ("dst",),
@@ -125,16 +128,12 @@ def _uses_destination(f: Fields) -> bool:
     return bool(f["write"] or (f["add"] and not f["add_stream"]))
 
 
-def _quantizes(f: Fields) -> bool:
-    return f["mode"] in (Mode.INT8, Mode.INT16)
-
-
 def post_writes(f: Fields) -> Extent | None:
     """What a POST writes to memory."""
     opcode = f["opcode"]
     if opcode in _READS:
         return Extent(f["out_address"], 0, 1, *_FIXED[Opcode(opcode)])
-    if opcode == Opcode.ROWS and (_quantizes(f) or f["emit"]):
+    if opcode == Opcode.ROWS and (result_bits(f["mode"], f["quantize"]) or f["emit"]):
         stride = f["out_stride"] if f["rows"] > 1 else 0
         return Extent(f["out_address"], stride, f["rows"], f["cols"], 1 << f["out_width"])
     return None
@@ -198,7 +197,8 @@ class Checker:
         kind = Kind(number)
         fields = unpack(DESCRIPTORS[kind], word)
         del fields["kind"]
-        if word >> sum(field.width for field in DESCRIPTORS[kind]):
+        existing = existing_fields(DESCRIPTORS[kind], self.config.fused_quantize)
+        if word >> sum(field.width for field in existing):
             return Fault.FIELD, kind, fields
         checks = {
             Kind.LOAD: self._load, Kind.EXEC: self._exec, Kind.POST: self._post,
@@ -305,9 +305,11 @@ class Checker:
         if opcode == Opcode.ROWS:
             if f["rows"] < 1 or f["limit"] not in tuple(Limit):
                 return True
-            if _quantizes(f) and any(f[name] for name in _SUMS_ONLY):
+            if f["mode"] in (Mode.INT8, Mode.INT16) and any(f[name] for name in _SUMS_ONLY):
                 return True
-            if f["mode"] == Mode.INT16 and not config.int16:
+            if f["quantize"] not in tuple(Quantize) or (f["quantize"] and f["emit"]):
+                return True
+            if result_bits(f["mode"], f["quantize"]) == 16 and not config.int16:
                 return True
             distance = abs(f["src_base"] - f["dst_base"])
             if f["add_stream"] and (f["source"] == Source.STREAM or not f["add"]):

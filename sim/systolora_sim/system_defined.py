@@ -90,5 +90,7 @@ class Defined:
             need(self.bias[:cols], "bias column")
         if f["mode"] != Mode.RAW:
             need(self.scales[f["src_a"] : f["src_a"] + 1], "scale", f["src_a"])
+        if f["quantize"]:
+            need(self.scales[f["src_b"] : f["src_b"] + 1], "scale", f["src_b"])
         if f["write"]:
             self.acc[dst : dst + rows] = True  # columns from cols on are written as 0

@@ -24,12 +24,11 @@ from systolora.contract import (
     Fault,
     Kind,
     Layout,
-    Mode,
     Opcode,
     Source,
 )
 from systolora_sim.machine import POISON, Machine, MachineError
-from systolora_sim.program import PostCommand
+from systolora_sim.program import PostCommand, result_bits
 from systolora_sim.strided import strided, strided_once
 from systolora_sim.system_checks import (
     Checker,
@@ -437,7 +436,7 @@ class SystemMachine:
             values = np.array([[outputs.info[0]["m"], outputs.info[0]["e"]]], np.int64)
         elif outputs.info:
             values = np.array([[outputs.info[0]["amax"]]], np.int64)
-        elif f["mode"] in (Mode.INT8, Mode.INT16):
+        elif result_bits(f["mode"], f["quantize"]):
             values = outputs.result[:, : f["cols"]]
         else:
             values = outputs.acc_out[:, : f["cols"]]

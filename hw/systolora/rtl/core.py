@@ -51,7 +51,7 @@ class Core(wiring.Component):
         super().__init__(
             {
                 "tile": In(stream.Signature(TileLayout)),
-                "post": In(stream.Signature(PostLayout)),
+                "post": In(stream.Signature(PostLayout(config.fused_quantize))),
                 "act": In(stream.Signature(data.ArrayLayout(8, config.rows))),
                 "wgt": In(stream.Signature(lines)),
                 "acc_in": In(stream.Signature(acc)),
@@ -70,7 +70,8 @@ class Core(wiring.Component):
     @property
     def queue_depth(self) -> int:
         """Rows of the output queue: the lanes' pipeline and the queue's own delay."""
-        return 1 << (PostLane.VALUE + 3).bit_length()
+        last = PostLane.QUANTIZED if self.config.fused_quantize else PostLane.VALUE
+        return 1 << (last + 3).bit_length()
 
     @property
     def beats_depth(self) -> int:
@@ -80,9 +81,11 @@ class Core(wiring.Component):
     @property
     def latencies(self) -> dict[str, int]:
         """Cycles, for the manifest."""
+        late = {"quantized_row_to_output_queue": PostLane.QUANTIZED}
         return {
             "act_to_accumulator": TileEngine.sum_latency(self.config.rows),
             "row_to_output_queue": PostLane.VALUE,
+            **(late if self.config.fused_quantize else {}),
             "rescale": Rescale.LATENCY,
             "scale_unit_max": ScaleUnit.LATENCY,
         }
@@ -105,6 +108,7 @@ class Core(wiring.Component):
             bank_bits=(config.bank_depth - 1).bit_length(),
             queue_depth=self.queue_depth,
             beats_depth=self.beats_depth,
+            fused=config.fused_quantize,
         )
         place(m, platform, "tile_engine", engine)
         place(m, platform, "post_control", control)
@@ -155,8 +159,9 @@ class Core(wiring.Component):
 
         amax = Const(0, config.acc_bits)
         saturated, clipped = Signal(config.cols), Signal(config.cols)
+        late_clipped = Signal(config.cols)
         for col in range(config.cols):
-            lane = PostLane(acc_bits=config.acc_bits)
+            lane = PostLane(acc_bits=config.acc_bits, fused=config.fused_quantize)
             place(m, platform, f"post_lane_{col}", lane)
             steps = [col * step % (1 << 32) for step in (contract.COL_STEP, contract.ROW_STEP)]
             m.d.comb += [
@@ -167,10 +172,17 @@ class Core(wiring.Component):
                 lane.acc_in.eq(beat[col]),
                 lane.amax_in.eq(amax),
                 engine.write_data[col].eq(lane.value),
-                queue.row[col].eq(lane.value),
                 saturated[col].eq(lane.saturated),
                 clipped[col].eq(lane.clipped),
             ]
+            if config.fused_quantize:
+                m.d.comb += [
+                    lane.quantize.eq(control.quantize),
+                    queue.row[col].eq(lane.sent),
+                    late_clipped[col].eq(lane.late_clipped),
+                ]
+            else:
+                m.d.comb += queue.row[col].eq(lane.value)
             m.d.comb += [
                 lane.read_data[bank].eq(engine.read_data[col][bank]) for bank in range(ACC_BANKS)
             ]
@@ -180,6 +192,9 @@ class Core(wiring.Component):
         # Position by position of contract.STICKY
         events = Signal(len(contract.STICKY))
         over, clip = Signal(), Signal()
+        delayed_clip = control.delayed_row & clipped.any()
+        if config.fused_quantize:
+            delayed_clip |= control.late_delayed_row & late_clipped.any()
         m.d.comb += [
             over.eq(control.sat_row & saturated.any()),
             clip.eq(control.clip_row & clipped.any()),
@@ -187,7 +202,7 @@ class Core(wiring.Component):
                 Cat(
                     control.scale_range,
                     clip | (over & (control.status == Status.ACC_SAT)),
-                    control.delayed_row & clipped.any(),
+                    delayed_clip,
                     over & (control.status == Status.MASTER),
                     over & (control.status == Status.MOMENTUM),
                 )

@@ -18,6 +18,7 @@ from systolora.contract import (
     Limit,
     Mode,
     Opcode,
+    Quantize,
     Source,
 )
 from systolora.rtl.layouts import (
@@ -59,7 +60,7 @@ class DescriptorCheck(wiring.Component):
 
     Parameters
     ----------
-    rows, cols, segments, int16, acc_depth : the Core
+    rows, cols, segments, int16, fused, acc_depth : the Core; fused : with fused_quantize
     bus_bytes, address_bits : the bus
 
     Members
@@ -75,15 +76,16 @@ class DescriptorCheck(wiring.Component):
         cols: int,
         segments: int,
         int16: bool,
+        fused: bool,
         acc_depth: int,
         bus_bytes: int,
         address_bits: int,
     ) -> None:
         self.design_key: Hashable = (
-            rows, cols, segments, int16, acc_depth, bus_bytes, address_bits,
+            rows, cols, segments, int16, fused, acc_depth, bus_bytes, address_bits,
         )  # fmt: skip
         self._rows, self._cols, self._segments = rows, cols, segments
-        self._int16, self._acc_depth = int16, acc_depth
+        self._int16, self._fused, self._acc_depth = int16, fused, acc_depth
         self._bus_bytes, self._address_bits = bus_bytes, address_bits
         self._bus_bits = bus_bytes.bit_length() - 1
         super().__init__({"word": In(WORD_BITS), "verdict": Out(VerdictLayout)})
@@ -167,7 +169,7 @@ class DescriptorCheck(wiring.Component):
         )
 
     def _post(self, m: Module, verdict) -> None:
-        post = self._view(m, PostDescriptor, "post")
+        post = self._view(m, PostDescriptor(self._fused), "post")
         is_rows, quantizes, stream = Signal(), Signal(), Signal()
         is_bias = Signal()
         m.d.comb += [
@@ -176,6 +178,9 @@ class DescriptorCheck(wiring.Component):
             quantizes.eq(is_rows & post.mode[1]),
             stream.eq(post.source == Source.STREAM),
         ]
+        sends = quantizes | post.emit
+        if self._fused:
+            sends |= post.quantize[1]
         opcode = post.opcode
         scale_in, scale_out = Signal(), Signal()
         word_in, word_out = Signal(), Signal()
@@ -185,7 +190,7 @@ class DescriptorCheck(wiring.Component):
             word_in.eq((opcode == Opcode.AMAX_LOAD) | (opcode == Opcode.STICKY_LOAD)),
             word_out.eq((opcode == Opcode.AMAX_READ) | (opcode == Opcode.STICKY_READ)),
             verdict.reads.eq(is_bias | scale_in | word_in | (is_rows & (stream | post.add_stream))),
-            verdict.writes.eq(scale_out | word_out | (is_rows & (quantizes | post.emit))),
+            verdict.writes.eq(scale_out | word_out | (is_rows & sends)),
             verdict.rows.eq(Mux(is_rows, post.rows, 1)),
         ]
         for cols, width, size, scale, word, given in (
@@ -226,18 +231,20 @@ class DescriptorCheck(wiring.Component):
             overlap.eq(~stream & at_dst & (distance != 0) & (distance < post.rows)),
         ]  # fmt: skip
         rows_bad = Signal()
-        m.d.comb += rows_bad.eq(
-            is_rows
-            & (
-                (post.rows == 0)
-                | bad_cols
-                | (post.limit > max(Limit))
-                | (quantizes & sums_only)
-                | (post.add_stream & (stream | ~post.add))
-                | ((post.mode == Mode.INT16) & (not self._int16))
-                | overlap
-            )
+        wrong = (
+            (post.rows == 0)
+            | bad_cols
+            | (post.limit > max(Limit))
+            | (quantizes & sums_only)
+            | (post.add_stream & (stream | ~post.add))
+            | ((post.mode == Mode.INT16) & (not self._int16))
+            | overlap
         )
+        if self._fused:
+            fuses = post.quantize != Quantize.NONE
+            wrong |= fuses & (~post.quantize[1] | quantizes | post.emit)
+            wrong |= (post.quantize == Quantize.INT16) & (not self._int16)
+        m.d.comb += rows_bad.eq(is_rows & wrong)
         high = [
             getattr(post, name) >= contract.AMAX_REGISTERS for name in ("dst", "src_a", "src_b")
         ]
@@ -250,7 +257,7 @@ class DescriptorCheck(wiring.Component):
             with m.Case(Opcode.AMAX_SELECT):
                 m.d.comb += register_bad.eq(high[0] | high[1] | high[2])
         m.d.comb += verdict.field.eq(
-            self._reserved(PostDescriptor)
+            self._reserved(PostDescriptor(self._fused))
             | rows_bad
             | (is_bias & bad_cols)
             | register_bad

@@ -49,7 +49,7 @@ class Dispatcher(wiring.Component):
 
     Parameters
     ----------
-    rows, cols, segments, int16, acc_depth : the Core
+    rows, cols, segments, int16, fused, acc_depth : the Core; fused : with fused_quantize
     data_bits, address_bits : the bus
     act_entry_bytes, act_entries, wgt_entry_bytes, wgt_entries : the buffers
 
@@ -74,6 +74,7 @@ class Dispatcher(wiring.Component):
         cols: int,
         segments: int,
         int16: bool,
+        fused: bool,
         acc_depth: int,
         data_bits: int,
         address_bits: int,
@@ -83,7 +84,7 @@ class Dispatcher(wiring.Component):
         wgt_entries: int,
     ) -> None:
         self.design_key: Hashable = (
-            rows, cols, segments, int16, acc_depth, data_bits, address_bits,
+            rows, cols, segments, int16, fused, acc_depth, data_bits, address_bits,
             act_entry_bytes, act_entries, wgt_entry_bytes, wgt_entries,
         )  # fmt: skip
         self._check = {
@@ -91,6 +92,7 @@ class Dispatcher(wiring.Component):
             "cols": cols,
             "segments": segments,
             "int16": int16,
+            "fused": fused,
             "acc_depth": acc_depth,
             "bus_bytes": data_bits // 8,
             "address_bits": address_bits,
@@ -112,7 +114,7 @@ class Dispatcher(wiring.Component):
                 "step_tick": Out(1),
                 "load": Out(stream.Signature(LoadLayout(address_bits))),
                 "exec": Out(stream.Signature(ExecLayout)),
-                "post": Out(stream.Signature(PostLayout)),
+                "post": Out(stream.Signature(PostLayout(fused))),
                 "reads": Out(stream.Signature(StreamReadLayout(address_bits))),
                 "writes": Out(stream.Signature(StreamWriteLayout(address_bits))),
                 "ended": Out(1),
@@ -135,7 +137,7 @@ class Dispatcher(wiring.Component):
         for kind, layout in (
             (Kind.LOAD, LoadDescriptor),
             (Kind.EXEC, ExecDescriptor),
-            (Kind.POST, PostDescriptor),
+            (Kind.POST, PostDescriptor(self._check["fused"])),
             (Kind.CONTROL, ControlDescriptor),
         ):
             views[kind] = Signal(layout, name=kind.name.lower())
@@ -417,7 +419,7 @@ class Dispatcher(wiring.Component):
                 m.d.comb += self.load.payload[name].eq(load[name])
         for name in ExecLayout.members:
             m.d.comb += self.exec.payload[name].eq(item[name])
-        for name in PostLayout.members:
+        for name in self.post.payload.shape().members:
             if name not in ("wait", "signal", "word0"):
                 m.d.comb += self.post.payload[name].eq(post[name])
         m.d.comb += [

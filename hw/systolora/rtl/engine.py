@@ -91,7 +91,12 @@ class Engine(wiring.Component):
             "wgt_entries": config.wgt_entries,
         }
         dispatcher = Dispatcher(
-            **array, **bus, **sizes, int16=config.int16, acc_depth=config.acc_depth
+            **array,
+            **bus,
+            **sizes,
+            int16=config.int16,
+            fused=config.fused_quantize,
+            acc_depth=config.acc_depth,
         )
         loader = Loader(**array, **bus, **sizes)
         act = OperandBuffer(

@@ -21,15 +21,23 @@ def _struct(table: tuple[contract.Field, ...]) -> data.StructLayout:
 
 
 TileLayout = _struct(contract.TILE)
-PostLayout = _struct(contract.POST)
 InfoLayout = _struct(contract.INFO)
 LoadDescriptor = _struct(contract.LOAD)
 ExecDescriptor = _struct(contract.EXEC)
-PostDescriptor = _struct(contract.POST_DESCRIPTOR)
 ControlDescriptor = _struct(contract.CONTROL)
 
 #: An EXEC on its way to the array.
 ExecLayout = _struct(tuple(field for field in contract.EXEC if field.name != "kind"))
+
+
+def PostLayout(fused: bool) -> data.StructLayout:
+    """A post command; `fused`: of a configuration with fused_quantize."""
+    return _struct(contract.existing_fields(contract.POST, fused))
+
+
+def PostDescriptor(fused: bool) -> data.StructLayout:
+    """A POST descriptor; `fused`: of a configuration with fused_quantize."""
+    return _struct(contract.existing_fields(contract.POST_DESCRIPTOR, fused))
 
 
 def LoadLayout(address_bits: int) -> data.StructLayout:

@@ -3,17 +3,17 @@
 from collections.abc import Hashable
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from systolora import contract
 from systolora.config import ACC_BANKS
-from systolora.contract import Mode, Opcode
+from systolora.contract import Mode, Opcode, Quantize
 from systolora.rtl.accumulator import BankControl
 from systolora.rtl.layouts import InfoLayout, PostLayout
 from systolora.rtl.placement import place
-from systolora.rtl.post_lane import LaneControl
+from systolora.rtl.post_lane import LaneControl, PostLane
 from systolora.rtl.rescale import Limit, RescaleControl, control_layout
 from systolora.rtl.row_pipeline import RowPipeline
 from systolora.rtl.scale_unit import Operation, ScaleUnit
@@ -41,6 +41,7 @@ class PostControl(wiring.Component):
 
     Parameters
     ----------
+    fused : row operations may quantize their values
     cols : columns C
     acc_bits : accumulator width
     bank_bits : width of an accumulator row's address in its bank; the bits above it are the bank
@@ -54,13 +55,13 @@ class PostControl(wiring.Component):
     beat_0, beat_1 : lanes 0 and 1 of that beat, for the registers that are loaded from it
     sticky, sticky_load, sticky_value : the status bits, and what replaces them
     waits_output : a row waits for a place in the output queue
-    lanes, rescale, banks, col_valid, transposed : to all lanes
+    lanes, rescale, quantize, banks, col_valid, transposed : to all lanes; quantize with `fused`
     push, push_result : a row leaves the lanes in this cycle; it is a quantized one
     pop : the output queue gave a row away
     amax_in : maximum shifted out of the last lane
     sat_row, clip_row : the lanes' `saturated` / `clipped` bits count in this cycle
     status : contract.Status that `sat_row` counts for; `clip_row` is for acc_sat
-    delayed_row : `clipped` counts for clip_delayed
+    delayed_row, late_delayed_row : `clipped` counts for clip_delayed; `late_clipped` does
     scale_range : a Scale operation saturated its exponent
     bank_claimed, bank_busy : see Sequencer
     tokens, token_out : tokens that come from the tile queue, up to two at once; one to it
@@ -68,15 +69,24 @@ class PostControl(wiring.Component):
     """
 
     def __init__(
-        self, *, cols: int, acc_bits: int, bank_bits: int, queue_depth: int, beats_depth: int
+        self,
+        *,
+        cols: int,
+        acc_bits: int,
+        bank_bits: int,
+        queue_depth: int,
+        beats_depth: int,
+        fused: bool,
     ) -> None:
-        self.design_key: Hashable = (cols, acc_bits, bank_bits, queue_depth, beats_depth)
+        self.design_key: Hashable = (cols, acc_bits, bank_bits, queue_depth, beats_depth, fused)
+        self._fused = fused
         self._cols, self._acc_bits = cols, acc_bits
         self._bank_bits, self._queue_depth = bank_bits, queue_depth
         self._beats_depth = beats_depth
+        late = {"quantize": Out(control_layout(acc_bits)), "late_delayed_row": Out(1)}
         super().__init__(
             {
-                "post": In(stream.Signature(PostLayout)),
+                "post": In(stream.Signature(PostLayout(fused))),
                 "info": Out(stream.Signature(InfoLayout)),
                 "beat_valid": In(1),
                 "beat_ready": Out(1),
@@ -87,7 +97,7 @@ class PostControl(wiring.Component):
                 "sticky_load": Out(1),
                 "sticky_value": Out(len(contract.STICKY)),
                 "waits_output": Out(1),
-                "lanes": Out(LaneControl),
+                "lanes": Out(LaneControl(fused)),
                 "rescale": Out(control_layout(acc_bits)),
                 "banks": Out(BankControl(bank_bits)),
                 "col_valid": Out(cols),
@@ -106,13 +116,14 @@ class PostControl(wiring.Component):
                 "tokens": In(range(3)),
                 "token_out": Out(1),
                 "busy": Out(1),
+                **(late if fused else {}),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        command = Signal(PostLayout, reset_less=True)
-        rows = RowPipeline(cols=self._cols, bank_bits=self._bank_bits)
+        command = Signal(PostLayout(self._fused), reset_less=True)
+        rows = RowPipeline(cols=self._cols, bank_bits=self._bank_bits, fused=self._fused)
         place(m, platform, "row_pipeline", rows)
         lanes = self.lanes
         m.d.comb += [
@@ -166,11 +177,15 @@ class PostControl(wiring.Component):
         limit = Signal(Limit, reset_less=True)
         stochastic = Signal(reset_less=True)
         widest = Limit.ACC48 if self._acc_bits == 48 else Limit.ACC32
+        dithers = command.stochastic & (command.mode != Mode.RAW)
+        if self._fused:
+            dithers &= ~command.quantize[1]
+            self._quantize(m, platform, command, rows.start, scale_b.data)
         with m.If(rows.start):
             m.d.sync += [
                 factor.eq(scale_a.data),
                 limit.eq(widest),
-                stochastic.eq(command.stochastic & (command.mode != Mode.RAW)),
+                stochastic.eq(dithers),
             ]
             with m.Switch(command.mode):
                 with m.Case(Mode.RAW):
@@ -235,6 +250,8 @@ class PostControl(wiring.Component):
             self.bank_claimed.eq(rows.banks.own),
             self.token_out.eq(rows.token),
         ]
+        if self._fused:
+            m.d.comb += self.late_delayed_row.eq(rows.late_delayed_row & ~fallback)
         with m.If(fetch):
             m.d.sync += command.eq(head)
 
@@ -356,3 +373,32 @@ class PostControl(wiring.Component):
                 m.d.comb += self.token_out.eq(command.signal)
                 m.next = "FETCH"
         return m
+
+    def _quantize(
+        self, m: Module, platform: object, command: Signal, start: Signal, scale: Value
+    ) -> None:
+        """Controls of the second rescale: the command's, as much later as its rows get there."""
+        control = RescaleControl(self._acc_bits)
+        place(m, platform, "quantize_control", control)
+        shape = data.StructLayout({"scale": ScaleLayout, "limit": Limit, "stochastic": 1})
+        late = Signal(shape, name="quantize_0", reset_less=True)
+        with m.If(start):
+            m.d.sync += [
+                late.scale.eq(scale),
+                late.limit.eq(Limit.INT8),
+                late.stochastic.eq(command.stochastic),
+            ]
+            if self._acc_bits == 48:
+                with m.If(command.quantize == Quantize.INT16):
+                    m.d.sync += late.limit.eq(Limit.INT16)
+        for cycle in range(1, PostLane.VALUE - PostLane.SOURCE + 1):
+            before = late
+            late = Signal(shape, name=f"quantize_{cycle}", reset_less=True)
+            m.d.sync += late.eq(before)
+        m.d.comb += [
+            control.m.eq(late.scale.m),
+            control.e.eq(late.scale.e),
+            control.limit.eq(late.limit),
+            control.stochastic.eq(late.stochastic),
+            self.quantize.eq(control.controls),
+        ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,13 +13,14 @@ from systolora.rtl.rescale import Rescale, control_layout
 
 __all__ = ["LaneControl", "PostLane"]
 
-#: The same bits for all lanes, each in the cycle of the row that it belongs to.
-LaneControl = data.StructLayout(
-    {
+
+def LaneControl(fused: bool) -> data.StructLayout:
+    """The same bits for all lanes, each in the cycle of the row that it belongs to."""
+    fields = {
         "from_stream": 1,  # cycle SOURCE - 1
         "src_bank": range(ACC_BANKS),  # cycle SOURCE - 1
         "sign": 1,  # cycle SOURCE - 1
-        "row_word": 32,  # cycle WORD: seed word of the row's first element
+        "row_word": 32,  # cycle WORD or LATE_WORD: seed word of the row's first element
         "dst_bank": range(ACC_BANKS),  # cycle DST_DATA
         "add": 1,  # cycle DST_DATA
         "add_stream": 1,  # cycle DST_DATA: the addend is the beat, not the destination
@@ -32,7 +33,8 @@ LaneControl = data.StructLayout(
         "bias_load": 1,  # cycle 1: the beat becomes the bias
         "collect": 1,  # amax takes amax_in
     }
-)
+    # Cycle QUANTIZED: what is sent is the quantized value
+    return data.StructLayout(fields | {"late": 1} if fused else fields)
 
 
 class PostLane(wiring.Component):
@@ -46,15 +48,27 @@ class PostLane(wiring.Component):
     cycle VALUE, where it is written or sent. A plain copy goes through the multiplier with a Scale
     of one, exactly.
 
+    With `fused` a second Rescale follows: ``sat(rescale(value))`` leaves in cycle QUANTIZED. Both
+    take random words from one generator, in the cycles after WORD and LATE_WORD: at most one of
+    them may be stochastic for the rows that are there in one cycle.
+
+    Parameters
+    ----------
+    acc_bits : width of an accumulator
+    fused : with the second Rescale
+
     Members
     -------
     ctl : LaneControl
     rescale : controls of the Rescale
+    quantize : with `fused`, those of the second one
     col_valid : cycle SOURCE - 1: the lane is a column of the tensor, not padding
     col_word : what this column adds to the row's seed word
     acc_in : beat of the input stream
     read_data[bank] : from AccumulatorLane
-    value : to write and to send (0 in padding)
+    value : to write and, but for `fused`, to send (0 in padding)
+    sent, late_clipped : with `fused`: `value` or the quantized value, by ctl.late, to send (0 in
+        padding); the second rescale saturated (cycle QUANTIZED)
     clipped, saturated : the rescale saturated (cycle CLIPPED), the addition did (cycle SATURATED)
     amax_in, amax_out : maxima, shifted through the lanes while `collect`
     """
@@ -69,14 +83,23 @@ class PostLane(wiring.Component):
     WORD = SOURCE + Rescale.WORD_STAGE - RandomWord.LATENCY - 1
     #: Cycle at whose end the row's maximum is stored, the last trace but its results.
     DONE = VALUE + 1
+    #: Cycle in which the quantized value leaves, at whose end a clipped one is noted.
+    QUANTIZED = VALUE + Rescale.LATENCY
+    #: Cycle of `row_word` for the second rescale.
+    LATE_WORD = WORD + VALUE - SOURCE
 
-    def __init__(self, *, acc_bits: int) -> None:
-        self.design_key: Hashable = (acc_bits,)
-        self._acc_bits = acc_bits
+    def __init__(self, *, acc_bits: int, fused: bool) -> None:
+        self.design_key: Hashable = (acc_bits, fused)
+        self._acc_bits, self._fused = acc_bits, fused
         acc = signed(acc_bits)
+        late: dict[str, wiring.Member] = {
+            "quantize": In(control_layout(acc_bits)),
+            "sent": Out(acc),
+            "late_clipped": Out(1),
+        }
         super().__init__(
             {
-                "ctl": In(LaneControl),
+                "ctl": In(LaneControl(fused)),
                 "rescale": In(control_layout(acc_bits)),
                 "col_valid": In(1),
                 "col_word": In(32),
@@ -87,6 +110,7 @@ class PostLane(wiring.Component):
                 "saturated": Out(1),
                 "amax_in": In(acc_bits),
                 "amax_out": Out(acc_bits),
+                **(late if fused else {}),
             }
         )
 
@@ -117,7 +141,9 @@ class PostLane(wiring.Component):
             m.d.sync += x.eq(source)
 
         # valid[n] is of cycle SOURCE + n
-        valid = Signal(self.VALUE - self.SOURCE + 1, reset_less=True)
+        last = self.QUANTIZED if self._fused else self.VALUE
+        value_valid = self.VALUE - self.SOURCE
+        valid = Signal(last - self.SOURCE + 1, reset_less=True)
         m.d.sync += valid.eq(Cat(self.col_valid, valid))
 
         # Random word
@@ -178,7 +204,9 @@ class PostLane(wiring.Component):
         with m.If(ctl.sat16 & negative):
             m.d.comb += limit[0].eq(1)
         m.d.sync += value.eq(Mux(saturate, limit, total))
-        m.d.comb += self.value.eq(Mux(valid[-1], value, 0))
+        m.d.comb += self.value.eq(Mux(valid[value_valid], value, 0))
+        if self._fused:
+            self._quantizer(m, platform, value, random_word.word, valid[-1])
 
         # Maximum: magnitude, then compare; the lanes' maxima shift out on demand
         magnitude = Signal(self._acc_bits, reset_less=True)
@@ -191,10 +219,26 @@ class PostLane(wiring.Component):
         ]
         m.d.sync += [
             magnitude.eq(Mux(measured < 0, -measured, measured)),
-            amax_valid.eq(ctl.amax_valid & Mux(ctl.amax_source, valid[0], valid[-1])),
+            amax_valid.eq(ctl.amax_valid & Mux(ctl.amax_source, valid[0], valid[value_valid])),
         ]
         with m.If(ctl.collect):
             m.d.sync += amax.eq(self.amax_in)
         with m.Elif(amax_valid & (magnitude > amax)):
             m.d.sync += amax.eq(magnitude)
         return m
+
+    def _quantizer(
+        self, m: Module, platform: object, value: Signal, word: Value, valid: Value
+    ) -> None:
+        """Cycles VALUE to QUANTIZED; `valid` is of the latter."""
+        quantizer = Rescale(self._acc_bits)
+        place(m, platform, "quantizer", quantizer)
+        quantized = Signal(signed(self._acc_bits))
+        m.d.comb += [
+            quantizer.controls.eq(self.quantize),
+            quantizer.value.eq(value),
+            quantizer.word.eq(word),
+            quantized.eq(Mux(valid, quantizer.result, 0)),
+            self.late_clipped.eq(quantizer.clipped & valid),
+            self.sent.eq(Mux(self.ctl.late, quantized, self.value)),
+        ]

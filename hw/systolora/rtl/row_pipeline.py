@@ -47,6 +47,15 @@ LAST_USE = {
     "sends": PostLane.VALUE,  # to the output queue
     "signal": PostLane.VALUE,  # last row of a command that gives a token
 }
+#: The same of rows whose value is quantized in the same pass.
+LATE_USE = {
+    "transposed": PostLane.LATE_WORD,
+    "late_word": PostLane.LATE_WORD,  # the second rescale is stochastic
+    "fused": PostLane.DONE,  # later cycles have such rows only
+    "late_delayed": PostLane.QUANTIZED,
+}
+#: How much later a quantized value is sent, and its random word is mixed.
+LATER, LATER_WORD = PostLane.QUANTIZED - PostLane.VALUE, PostLane.LATE_WORD - PostLane.WORD
 
 
 class RowPipeline(wiring.Component):
@@ -56,11 +65,14 @@ class RowPipeline(wiring.Component):
 
     - has still to write an accumulator that the row would read too early;
     - reads its destination in the cycle in which the row would read its source, in one bank;
-    - measures its value in the cycle in which the row would measure its source.
+    - measures its value in the cycle in which the row would measure its source;
+    - is still to be sent when the row would be, because it quantizes its value (`fused`);
+    - mixes its random word for that in the cycle in which the row would mix its own.
 
     Parameters
     ----------
     cols : columns C
+    fused : rows may quantize their values
     bank_bits : width of an accumulator row's address in its bank; the bits above it are the bank
 
     Members
@@ -74,16 +86,18 @@ class RowPipeline(wiring.Component):
     busy : a row is in the pipeline
     lanes, banks, col_valid, transposed, push, push_result, sat_row, status, clip_row, delayed_row :
         see PostControl; in the cycles that PostLane names
+    late_delayed_row : with `fused`: `late_clipped` counts for clip_delayed
     joined : a row takes the beat that it is joined with
-    token : the last row of a command with `signal` is written
+    token : the last row of a command with `signal` is written; its results may be still to come
     """
 
-    def __init__(self, *, cols: int, bank_bits: int) -> None:
-        self.design_key: Hashable = (cols, bank_bits)
-        self._cols, self._bank_bits = cols, bank_bits
+    def __init__(self, *, cols: int, bank_bits: int, fused: bool) -> None:
+        self.design_key: Hashable = (cols, bank_bits, fused)
+        self._cols, self._bank_bits, self._fused = cols, bank_bits, fused
+        self._last_use = LAST_USE | LATE_USE if fused else LAST_USE
         super().__init__(
             {
-                "command": In(PostLayout),
+                "command": In(PostLayout(fused)),
                 "start": In(1),
                 "issue": In(1),
                 "last": In(1),
@@ -93,7 +107,7 @@ class RowPipeline(wiring.Component):
                 "uses": Out(ACC_BANKS),
                 "blocked": Out(1),
                 "busy": Out(1),
-                "lanes": Out(LaneControl),
+                "lanes": Out(LaneControl(fused)),
                 "banks": Out(BankControl(bank_bits)),
                 "col_valid": Out(cols),
                 "transposed": Out(1),
@@ -105,25 +119,30 @@ class RowPipeline(wiring.Component):
                 "delayed_row": Out(1),
                 "joined": Out(1),
                 "token": Out(1),
+                **({"late_delayed_row": Out(1)} if fused else {}),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        valid = Signal(PostLane.DONE)  # of the rows in cycles 1 to DONE
+        # Of the rows in cycles 1 to DONE, and of those that quantize their values to QUANTIZED
+        valid = Signal(PostLane.QUANTIZED if self._fused else PostLane.DONE)
         age = Cat(self.issue, valid)
         m.d.sync += valid.eq(age)
         m.d.comb += self.busy.eq(valid.any())
         rows = [self._next_row(m)]
-        for cycle in range(1, PostLane.VALUE + 1):
+        for cycle in range(1, max(self._last_use.values()) + 1):
             row = SimpleNamespace()
-            for name, last in LAST_USE.items():
+            for name, last in self._last_use.items():
                 if cycle <= last:
                     before = getattr(rows[-1], name)
                     late = Signal.like(before, name=f"{name}_{cycle}", reset_less=True)
                     m.d.sync += late.eq(before)
                     setattr(row, name, late)
             rows.append(row)
+        if self._fused:
+            with m.If(~rows[PostLane.DONE].fused):
+                m.d.sync += valid[PostLane.DONE].eq(0)
         self._hold(m, age, rows)
         self._seeds(m, age, rows)
         self._banks(m, age, rows)
@@ -146,7 +165,7 @@ class RowPipeline(wiring.Component):
         row = SimpleNamespace(src=src, dst=dst, reads=self.reads, joins=self.joins)
         row.sends, row.uses = self.sends, self.uses
         row.status = Signal(contract.width(contract.POST, "status"))
-        for name in LAST_USE:
+        for name in self._last_use:
             if not hasattr(row, name):
                 setattr(row, name, Signal(name=name))
         plain = Signal()
@@ -172,6 +191,13 @@ class RowPipeline(wiring.Component):
             row.sends.eq(~plain | command.emit),
             row.signal.eq(self.last & command.signal),
         ]
+        if self._fused:
+            m.d.comb += [
+                row.fused.eq(plain & command.quantize[1]),
+                row.late_word.eq(row.fused & command.stochastic),
+                row.late_delayed.eq(row.fused & command.delayed),
+                row.sends.eq(~plain | command.emit | row.fused),
+            ]
         for bank in range(ACC_BANKS):
             m.d.comb += row.uses[bank].eq(
                 (row.reads & (self._bank(src) == bank))
@@ -196,6 +222,13 @@ class RowPipeline(wiring.Component):
 
         adding, measuring = DST_READ - SRC_READ, PostLane.VALUE - PostLane.SOURCE
         same_port, same_measure = Signal(), Signal()
+        blocked = (
+            (row.reads & (unwritten(row.src, SRC_READ) | same_port))
+            | (row.adds & unwritten(row.dst, DST_READ))
+            | (row.amax & row.quantizes & same_measure)
+        )
+        if self._fused:
+            blocked |= self._late_hold(m, age, rows)
         m.d.comb += [
             same_port.eq(
                 age[adding]
@@ -203,12 +236,20 @@ class RowPipeline(wiring.Component):
                 & (self._bank(rows[adding].dst) == self._bank(row.src))
             ),
             same_measure.eq(age[measuring] & rows[measuring].amax & ~rows[measuring].quantizes),
-            self.blocked.eq(
-                (row.reads & (unwritten(row.src, SRC_READ) | same_port))
-                | (row.adds & unwritten(row.dst, DST_READ))
-                | (row.amax & row.quantizes & same_measure)
-            ),
+            self.blocked.eq(blocked),
         ]
+
+    def _late_hold(self, m: Module, age: Value, rows: list[SimpleNamespace]) -> Value:
+        """When it has to wait for an older one that quantizes its value."""
+        row, command = rows[0], self.command
+        unsent, same_word, early_word = Signal(), Signal(), Signal()
+        sent_later = (age[cycle] & rows[cycle].fused for cycle in range(1, LATER + 1))
+        m.d.comb += [
+            unsent.eq(reduce(or_, sent_later)),
+            same_word.eq(age[LATER_WORD] & rows[LATER_WORD].late_word),
+            early_word.eq(command.stochastic & (command.mode != Mode.RAW) & ~row.fused),
+        ]
+        return (row.sends & ~row.fused & unsent) | (early_word & same_word)
 
     def _seeds(self, m: Module, age: Value, rows: list[SimpleNamespace]) -> None:
         """Random words and padding: registers that change between two commands' rows."""
@@ -225,8 +266,20 @@ class RowPipeline(wiring.Component):
             ]
         with m.Elif(age[PostLane.WORD]):
             m.d.sync += word.eq(word + Mux(transposed, contract.COL_STEP, contract.ROW_STEP))
+        row_word = word
+        if self._fused:
+            # The word of a row's second rescale is the same, but mixed later
+            late_word = word
+            for cycle in range(PostLane.WORD + 1, PostLane.LATE_WORD + 1):
+                before = late_word
+                late_word = Signal(32, name=f"word_{cycle}", reset_less=True)
+                m.d.sync += late_word.eq(before)
+            row = rows[PostLane.LATE_WORD]
+            late = age[PostLane.LATE_WORD] & row.late_word
+            row_word = Mux(late, late_word, word)
+            transposed = Mux(late, row.transposed, transposed)
         m.d.comb += [
-            self.lanes.row_word.eq(word),
+            self.lanes.row_word.eq(row_word),
             self.col_valid.eq(valid_cols),
             self.transposed.eq(transposed),
         ]
@@ -258,6 +311,14 @@ class RowPipeline(wiring.Component):
         clipped, added = rows[PostLane.CLIPPED], rows[PostLane.DST_DATA]
         saturated, value = rows[PostLane.SATURATED], rows[PostLane.VALUE]
         amax_source = Signal()
+        push, is_result = age[PostLane.VALUE] & value.sends, value.quantizes
+        if self._fused:
+            late = age[PostLane.QUANTIZED]
+            push, is_result = (push & ~value.fused) | late, is_result | late
+            m.d.comb += [
+                lanes.late.eq(late),
+                self.late_delayed_row.eq(late & rows[PostLane.QUANTIZED].late_delayed),
+            ]
         m.d.comb += [
             lanes.from_stream.eq(~source.reads),
             lanes.src_bank.eq(self._bank(source.src)),
@@ -274,8 +335,8 @@ class RowPipeline(wiring.Component):
             lanes.amax_valid.eq(
                 amax_source | (age[PostLane.VALUE] & value.amax & ~value.quantizes)
             ),
-            self.push.eq(age[PostLane.VALUE] & value.sends),
-            self.push_result.eq(value.quantizes),
+            self.push.eq(push),
+            self.push_result.eq(is_result),
             self.sat_row.eq(age[PostLane.SATURATED]),
             self.status.eq(saturated.status),
             self.clip_row.eq(age[PostLane.CLIPPED] & clipped.clips),

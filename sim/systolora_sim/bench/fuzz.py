@@ -6,7 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolora.config import ACC_BANKS
-from systolora.contract import AMAX_REGISTERS, SCALE_REGISTERS, Dataflow, Edge, Mode, Opcode, Source
+from systolora.contract import (
+    AMAX_REGISTERS,
+    SCALE_REGISTERS,
+    Dataflow,
+    Edge,
+    Mode,
+    Opcode,
+    Quantize,
+    Source,
+)
 from systolora_sim.numerics import Scale
 from systolora_sim.program import CoreDevice, post_beats, scale_imm, tile_beats
 
@@ -133,6 +142,9 @@ class _Programmer:
             return fields
         fields |= {"bias": choose(0, 1), "emit": choose(0, 1), "negate": choose(0, 1)}
         fields |= {"limit": choose(0, 2), "status": choose(0, 3), "stochastic": choose(0, 1)}
+        if config.fused_quantize and choose(0, 1):
+            fields |= {"quantize": Quantize(choose(2, 2 + int(config.int16))), "emit": 0}
+            fields["delayed"] = choose(0, 1)
         bank = banks[choose(0, len(banks) - 1)]
         dst = self._filled(bank, count)
         if src is not None and choose(0, 3) == 0:

@@ -7,7 +7,7 @@ depends on, and one small read a cycle.
 """
 
 from systolora.config import AcceleratorConfig
-from systolora.contract import INFO, POST, STICKY, TILE
+from systolora.contract import INFO, POST, STICKY, TILE, existing_fields
 
 __all__ = ["CORE", "INPUTS", "OUTPUTS", "STATUS_BUSY", "STATUS_STICKY", "TOP", "widths", "wrapper"]
 __all__ += ["control_file"]
@@ -30,7 +30,7 @@ def widths(config: AcceleratorConfig) -> dict[str, int]:
     """Bits of every stream's payload."""
     return {
         "tile": sum(field.width for field in TILE),
-        "post": sum(field.width for field in POST),
+        "post": sum(field.width for field in existing_fields(POST, config.fused_quantize)),
         "act": 8 * config.rows,
         "wgt": 8 * config.segments * config.lanes,
         "acc_in": config.cols * config.acc_bits,

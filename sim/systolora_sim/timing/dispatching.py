@@ -17,10 +17,10 @@ from systolora.contract import (
     Edge,
     Kind,
     Layout,
-    Mode,
     Opcode,
     Source,
 )
+from systolora_sim.program import result_bits
 from systolora_sim.timing.columns import Columns, Rows
 from systolora_sim.timing.kernel import Awaited, Process, Queue
 from systolora_sim.timing.reading import Reader, Region
@@ -56,7 +56,7 @@ def post_memory(posts: Rows, number: int) -> PostMemory:
     """The memory of a POST (docs/system.md)."""
     opcode, cols = posts.opcode[number], posts.cols[number]
     if opcode == Opcode.ROWS:
-        quantizes = posts.mode[number] in (Mode.INT8, Mode.INT16)
+        quantizes = result_bits(posts.mode[number], posts.quantize[number]) > 0
         return PostMemory(
             bool(posts.source[number] == Source.STREAM or posts.add_stream[number]),
             quantizes or bool(posts.emit[number]),

@@ -17,11 +17,15 @@ from systolora_sim.timing.writing import Writer
 
 __all__ = ["PostTimes", "Poster"]
 
-#: Rows of the output queue; from a row's issue to its being offered there.
-OUTPUT_ROWS, OFFERED = 16, 12
+#: Rows of the output queue, without and with fused_quantize; from a row's issue to its being
+#: offered there.
+OUTPUT_ROWS, OFFERED = (16, 32), 12
 #: From a row's issue to its taking the row of memory that it is joined with, to its being written,
 #: and to its last trace (PostLane.DST_DATA, VALUE, DONE).
 JOINED, WRITTEN, TRACE = 8, 10, 11
+#: Of a row that quantizes its value, to its being offered and to its last trace
+#: (PostLane.QUANTIZED).
+LATE_OFFERED, LATE_TRACE = 17, 15
 #: Cycles of the Scale unit: a product is 2 or 3, a quotient 17 or 18, 1 with a zero; an integer
 #: of 48 bits with z leading zeros 1 + z // 8 + z % 8. The values are not known here.
 SCALE_CYCLES = {Opcode.SCALE_MUL: 3, Opcode.SCALE_DIV: 18, Opcode.SCALE_AMAX: 7}
@@ -64,7 +68,8 @@ class Poster:
         self._cols = config.cols
         self.times = PostTimes()
         self._rows = RowOrder(config.bank_depth)
-        self._pops: deque[int] = deque([-1] * OUTPUT_ROWS, OUTPUT_ROWS)
+        places = OUTPUT_ROWS[config.fused_quantize]
+        self._pops: deque[int] = deque([-1] * places, places)
         self._row = 0  # number of the stream's next row
         self._memory = self._store = 0  # waits of the present one
         self._writes = 0
@@ -102,7 +107,8 @@ class Poster:
                 last = yield from self._issue(posts, number, granted, memory)
                 end, free = last + WRITTEN, last
                 banks.release(used, end + 1)
-                empty = last + TRACE + 1
+                fused = posts.quantize[number] > 0
+                empty = max(empty, last + (LATE_TRACE if fused else TRACE) + 1)
                 self.last = max(self.last, empty - 1)
             else:
                 start = max(start, empty + 1)
@@ -145,6 +151,7 @@ class Poster:
             return rows.steady(granted, memory.rows)
         pops, stream = self._pops, self._stream_rows
         joins = bool(posts.source[number] == Source.BUFFER)
+        offered = LATE_OFFERED if posts.quantize[number] else OFFERED
         time = granted - 1
         for _ in range(memory.rows):
             next_row = time + 1
@@ -167,5 +174,5 @@ class Poster:
                 stream.pops.append(time + JOINED if joins else time)
                 self._row += 1
             if memory.writes:
-                pops.append(self._writer.row(time + OFFERED))
+                pops.append(self._writer.row(time + offered))
         return time

@@ -18,6 +18,9 @@ WRITE_SRC, WRITE_DST = 10, 4
 #: Between the issues of two rows of which one reads its destination, and the other its source, in
 #: one cycle; or measures its value, and the other its source.
 SAME_READ, SAME_MEASURE = 6, 7
+#: Between the issues of a row that quantizes its value and of a later one: that one sends something
+#: else; it rounds stochastically, by words that would be mixed in one cycle with the older one's.
+LATER, SAME_WORD = 6, 7
 
 
 @dataclass(slots=True)
@@ -32,6 +35,10 @@ class RowCommand:
     writes: bool
     measures_source: bool
     measures_value: bool
+    fused: bool = False  # quantizes its value
+    sends: bool = False
+    early_word: bool = False  # needs random words for its rescale
+    late_word: bool = False  # for its value
     times: list[int] | range = field(default_factory=list)
     cycles: Container[int] = ()  # the same, to search in
 
@@ -49,12 +56,13 @@ class RowOrder:
         self._older: deque[RowCommand] = deque()
         self._now = RowCommand(0, 0, 0, False, False, False, False, False)
         self._writers: list[tuple[RowCommand, int, int]] = []
-        self._readers: list[Container[int]] = []
-        self._measurers: list[Container[int]] = []
+        self._apart: list[tuple[Container[int], int]] = []
+        self._sent = 0  # the first cycle in which a row may be issued whose results come in order
         self.alone = True
 
     def command(self, posts: Rows, number: int) -> RowCommand:
-        plain = posts.mode[number] in (Mode.RAW, Mode.ACC)
+        mode, dithers = posts.mode[number], bool(posts.stochastic[number])
+        plain, fused = mode in (Mode.RAW, Mode.ACC), posts.quantize[number] > 0
         return RowCommand(
             src=posts.src_base[number],
             dst=posts.dst_base[number],
@@ -64,6 +72,10 @@ class RowOrder:
             writes=plain and bool(posts.write[number]),
             measures_source=not plain and bool(posts.amax[number]),
             measures_value=plain and bool(posts.amax[number]),
+            fused=fused,
+            sends=not plain or fused or bool(posts.emit[number]),
+            early_word=dithers and not fused and mode != Mode.RAW,
+            late_word=dithers and fused,
         )
 
     def begin(self, command: RowCommand, first: int) -> None:
@@ -76,7 +88,7 @@ class RowOrder:
         command.times = times
         command.cycles = cycles = _Recent(times)
         bank = command.src // self._bank_depth
-        self._writers, self._readers, self._measurers = [], [], []
+        self._writers, self._apart, self._sent = [], [], 0
         for each in older:
             if each.writes:
                 # By how many rows of the command the older one's row is further on
@@ -86,12 +98,16 @@ class RowOrder:
                 if command.adds and -command.count < dst < each.count:
                     self._writers.append((each, dst, WRITE_DST))
             if command.reads and each.adds and each.dst // self._bank_depth == bank:
-                self._readers.append(each.cycles)
+                self._apart.append((each.cycles, SAME_READ))
             if command.measures_source and each.measures_value:
-                self._measurers.append(each.cycles)
+                self._apart.append((each.cycles, SAME_MEASURE))
+            if command.early_word and each.late_word:
+                self._apart.append((each.cycles, SAME_WORD))
+            if command.sends and each.fused and not command.fused:
+                self._sent = each.times[-1] + LATER
         if command.reads and command.adds and command.dst // self._bank_depth == bank:
-            self._readers.append(cycles)
-        self.alone = not (self._writers or self._readers or self._measurers)
+            self._apart.append((cycles, SAME_READ))
+        self.alone = not (self._writers or self._apart or self._sent)
         older.append(command)
 
     def steady(self, first: int, count: int) -> int:
@@ -108,9 +124,8 @@ class RowOrder:
             row = len(times) + ahead
             if 0 <= row < writer.count:
                 time = max(time, writer.times[row] + distance)
-        while any(time - SAME_READ in cycles for cycles in self._readers) or any(
-            time - SAME_MEASURE in cycles for cycles in self._measurers
-        ):
+        time = max(time, self._sent)
+        while any(time - distance in cycles for cycles, distance in self._apart):
             time += 1
         times.append(time)
         return time
