@@ -31,7 +31,7 @@ from systolora_sim.bench.system import start_commands  # noqa: E402
 
 CONFIG = AcceleratorConfig(**json.loads(os.environ["SYSTOLORA_CONFIG"]))
 SEED = int(os.environ["SYSTOLORA_SEED"])
-BUS = CONFIG.bus_bytes
+BUS = CONFIG.beat_bytes
 PERIOD_NS = 2
 TIMEOUT = 60_000  # cycles of a run
 OKAY = 0

@@ -129,7 +129,7 @@ def boundary_case(config: AcceleratorConfig, seed: int) -> Case:
     """Rows that end at, begin at and lie across multiples of 4 KiB, read and written."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, SIZE, dtype=np.uint8)
-    beat, row = config.bus_bytes, 8 * config.cols
+    beat, row = config.beat_bytes, 8 * config.cols
     builder = ProgramBuilder()
     step = min(beat, row)
     for number, offset in enumerate(range(-row - step, step + 1, step)):
@@ -180,7 +180,7 @@ def compare(case: Case, result: SystemResult) -> RunResult:
     assert result.counters["MACS"] == counters.macs
     assert result.counters["DESCRIPTORS"] == counters.descriptors
     assert result.counters["BYTES_WRITTEN"] == result.bus["written_bytes"] == counters.bytes_written
-    assert result.counters["BYTES_READ"] == result.bus["read_beats"] * case.config.bus_bytes
+    assert result.counters["BYTES_READ"] == result.bus["read_beats"] * case.config.beat_bytes
     if expected.fault == Fault.NONE:
         assert result.counters["BYTES_READ"] == counters.bytes_read
     return expected

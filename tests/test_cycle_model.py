@@ -88,7 +88,7 @@ def tile_case(name: str, seed: int, count: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     builder.load(
         buffer=Buffer.WGT, layout=Layout.PLAIN, rows=1, row_bytes=beat, address=BASE + 0x8000
     )
@@ -129,7 +129,7 @@ def stream_case(name: str, rows: int, source: Source) -> Case:
     """Two POSTs of many rows: memory is the limit, in one direction or both."""
     config = CONFIGS[name]
     builder = ProgramBuilder()
-    stride = max(config.bus_bytes, 4 * config.cols)
+    stride = max(config.beat_bytes, 4 * config.cols)
     for number in range(2):
         builder.post(
             Opcode.ROWS,
@@ -141,7 +141,7 @@ def stream_case(name: str, rows: int, source: Source) -> Case:
             in_address=BASE + 0x4000,
             in_stride=stride,
             out_address=BASE + HALF + 0x4000 * number,
-            out_stride=config.bus_bytes,
+            out_stride=config.beat_bytes,
         )
     builder.control(Action.END)
     image = np.zeros(SIZE, np.uint8)
@@ -162,7 +162,7 @@ def mixed_case(name: str, seed: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    bus = config.bus_bytes
+    bus = config.beat_bytes
     for _ in range(10):
         if rng.integers(0, 2):
             rows = int(rng.integers(1, 12))
@@ -205,7 +205,7 @@ def rows_case(name: str, seed: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     builder.load(
         buffer=Buffer.WGT, layout=Layout.PLAIN, rows=1, row_bytes=beat, address=BASE + 0x8000
     )

@@ -80,7 +80,7 @@ def join_case(config: AcceleratorConfig, joins: int, between: int) -> Case:
     """POSTs that add sums from memory to a bank, `between` other row operations before each."""
     rows = bank = config.bank_depth
     shape = {"rows": rows, "cols": config.cols}
-    sums = {"in_width": 2, "in_stride": max(4 * config.cols, config.bus_bytes)}
+    sums = {"in_width": 2, "in_stride": max(4 * config.cols, config.beat_bytes)}
     builder = ProgramBuilder()
     builder.post(
         Opcode.ROWS, source=Source.STREAM, write=1, dst_base=bank, **shape, **sums,

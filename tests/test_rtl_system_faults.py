@@ -315,7 +315,7 @@ def test_bus_errors(name, tmp_path, stall_seed):
     """An error in any descriptor's memory has its code and index; then another program runs."""
     simulator = system_simulator(name)
     case, other = two_samples(name, SEED)
-    beat = case.config.bus_bytes
+    beat = case.config.beat_bytes
     rng = np.random.default_rng(SEED)
     rows = accesses(case)
     responses = ("slave", "decode")
@@ -644,7 +644,7 @@ def test_beyond_the_address_space(name, tmp_path):
     config = CONFIGS[name]
     top = 1 << config.address_bits
     good = moved(Case.random(name, SEED), top - SIZE)
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     end = encode(Kind.CONTROL, {"action": Action.END})
     descriptors = [
         encode(Kind.LOAD, {"rows": 1, "row_bytes": beat + 1, "address": top - beat}),
@@ -686,7 +686,7 @@ def test_edges_of_the_windows(name, tmp_path):
     """Windows that just hold a program's rows run it; a byte less, and it faults there."""
     simulator = system_simulator(name)
     good = Case.random(name, SEED)
-    beat = good.config.bus_bytes
+    beat = good.config.beat_bytes
     rows = accesses(good)
     reads = [where for _, way, where in rows if way == "read"]
     writes = [where for _, way, where in rows if way == "write"]
@@ -725,7 +725,7 @@ def test_a_row_at_the_edge_of_a_window(name, offset):
     """What a POST reads counts in whole beats, what it writes in bytes."""
     simulator = system_simulator(name)
     config = CONFIGS[name]
-    beat, row = config.bus_bytes, config.cols  # one byte each
+    beat, row = config.beat_bytes, config.cols  # one byte each
     image = np.random.default_rng(SEED).integers(0, 256, SIZE, dtype=np.uint8)
     program = BASE + 0x4000
     place = offset * row % beat

@@ -401,7 +401,7 @@ class ProductLowering:
         sums, quantize = self.product.sums, self.product.quantize
         first, moved = 1, sums if store else self.product.cached
         if moved is not None:
-            first = ceil_div(self.config.cols * moved.itemsize, self.config.bus_bytes)
+            first = ceil_div(self.config.cols * moved.itemsize, self.config.beat_bytes)
         return [first, 1] if quantize is not None and quantize.streaming else [first]
 
     @property

@@ -62,8 +62,8 @@ def figures(run: Run, case: Case, macs: int) -> dict[str, Any]:
         "other": cycles - busy - loads - post,
         "bytes_read": run["BYTES_READ"],
         "bytes_written": run["BYTES_WRITTEN"],
-        "read": round(run["BYTES_READ"] / config.bus_bytes / cycles, 4),
-        "write": round(run["BYTES_WRITTEN"] / config.bus_bytes / cycles, 4),
+        "read": round(run["BYTES_READ"] / config.beat_bytes / cycles, 4),
+        "write": round(run["BYTES_WRITTEN"] / config.beat_bytes / cycles, 4),
     }
 
 
