@@ -45,7 +45,7 @@ def system_simulator(name: str) -> Simulator:
     with (CACHE / f"{name}-top.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         verilog = ensure_verilog(CONFIGS[name], BUILD_DIR, "top")
-        return build_system(verilog.file, CACHE)
+        return build_system(verilog.file, CACHE, channels=CONFIGS[name].channels)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def compare(case: Case, result: SystemResult) -> RunResult:
     assert result.counters["MACS"] == counters.macs
     assert result.counters["DESCRIPTORS"] == counters.descriptors
     assert result.counters["BYTES_WRITTEN"] == result.bus["written_bytes"] == counters.bytes_written
-    assert result.counters["BYTES_READ"] == result.bus["read_beats"] * case.config.beat_bytes
+    assert result.counters["BYTES_READ"] == result.bus["read_beats"] * case.config.bus_bytes
     if expected.fault == Fault.NONE:
         assert result.counters["BYTES_READ"] == counters.bytes_read
     return expected

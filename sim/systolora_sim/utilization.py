@@ -137,6 +137,7 @@ def _modelled(case: Case, runs: Runs) -> dict[str, Any]:
         "batch": case.batch,
         "bits": case.bits,
         "bus_bits": case.bus_bits,
+        "channels": case.channels,
         "cache_base": case.cache_base,
         "just_in_time": case.just_in_time,
         "digest": case.config.digest,

@@ -91,9 +91,7 @@ class ChannelGang(wiring.Component):
     #: Beats that a channel may be ahead of another: a burst.
     DEPTH = 16
 
-    def __init__(
-        self, *, channels: int, data_bits: int, address_bits: int = ADDRESS_BITS
-    ) -> None:
+    def __init__(self, *, channels: int, data_bits: int, address_bits: int = ADDRESS_BITS) -> None:
         if channels < 2 or channels & (channels - 1):
             raise ValueError(f"channels must be a power of two, at least 2, not {channels!r}")
         if data_bits not in DATA_BITS or channels * data_bits > max(DATA_BITS):
@@ -215,8 +213,6 @@ class ChannelGang(wiring.Component):
         worst = responses[0].as_value()
         for number, response in enumerate(responses[1:], start=1):
             next_worst = Signal(2, name=f"{way}_worst_{number}")
-            m.d.comb += next_worst.eq(
-                Mux(response.as_value() > worst, response.as_value(), worst)
-            )
+            m.d.comb += next_worst.eq(Mux(response.as_value() > worst, response.as_value(), worst))
             worst = next_worst
         return worst
