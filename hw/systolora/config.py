@@ -51,8 +51,8 @@ class AcceleratorConfig:
     bus_bits : int
         Data width of an AXI4 master: 64, 128, 256, 512 or 1024, the most that AXI4 has.
     channels : int
-        AXI4 masters, 1, 2 or 4, together at most 2048 bits wide: a beat of memory is a word of each,
-        channel 0's first.
+        AXI4 masters, 1, 2 or 4, together at most 2048 bits wide: a beat of memory is a word of
+        each, channel 0's first.
     address_bits : int
         Width of an address, 40 to 64.
     act_bytes, wgt_bytes : int

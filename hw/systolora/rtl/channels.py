@@ -162,8 +162,8 @@ class ChannelGang(wiring.Component):
         wide = self.wide
         queues = self._queues(m, platform, "w", 1 + self._data_bits // 8 + self._data_bits)
         self._spread(m, queues, wide.wvalid, wide.wready)
-        parts = zip(queues, self.m_axi, self._parts(wide.wstrb), self._parts(wide.wdata))
-        for queue, bus, strobes, word in parts:
+        words = zip(self._parts(wide.wstrb), self._parts(wide.wdata), strict=True)
+        for queue, bus, (strobes, word) in zip(queues, self.m_axi, words, strict=True):
             m.d.comb += [
                 queue.source.payload.eq(Cat(wide.wlast, strobes, word)),
                 Cat(bus.wlast, bus.wstrb, bus.wdata).eq(queue.sink.payload),
