@@ -301,9 +301,11 @@ def test_steps(name, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latency", (1, 40, 200))
-@pytest.mark.parametrize("bus_bits", (64, 128, 256, 512))
-def test_steps_of_the_default_preset(bus_bits, latency):
-    config = preset("default").with_fields(bus_bits=bus_bits)
+@pytest.mark.parametrize(
+    ("channels", "bus_bits"), [(1, 64), (1, 128), (1, 256), (1, 512), (2, 128), (4, 64)]
+)
+def test_steps_of_the_default_preset(channels, bus_bits, latency):
+    config = preset("default").with_fields(bus_bits=bus_bits, channels=channels)
     check_step(config, [(77, 200, 150, 4)], "sgd", latency)
     wide = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy", "H", "Y", "dH", "dX"), 16)
     check_step(config, [(77, 200, 150, 4)], "momentum", latency, bits=wide)

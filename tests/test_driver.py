@@ -47,7 +47,7 @@ class Run(ctypes.Structure):
 
 INFO = (
     *("version_major", "version_minor", "rows", "cols", "segments", "int16", "acc_depth"),
-    *("act_bytes", "wgt_bytes", "bus_bits", "address_bits", "outstanding", "digest"),
+    *("act_bytes", "wgt_bytes", "bus_bits", "address_bits", "outstanding", "channels", "digest"),
 )
 
 

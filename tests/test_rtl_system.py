@@ -66,6 +66,20 @@ def test_boundaries(name):
         assert compare(case, result).fault is Fault.NONE
 
 
+@pytest.mark.parametrize("skew", [1, 50])
+@pytest.mark.parametrize("name", ["tiny-2x64", "4x8s2-4x512"])
+def test_channels_of_different_latency(name, skew):
+    """Memory is as slow as its slowest channel, and no slower: the others wait with their beats."""
+    case = boundary_case(CONFIGS[name], SEED)
+    slowest = 3 + (CONFIGS[name].channels - 1) * skew
+    cycles = []
+    for model in (MemoryModel(3, 3, skew=skew), MemoryModel(slowest, slowest)):
+        result = rtl_run(system_simulator(name), case, model)
+        assert compare(case, result).fault is Fault.NONE
+        cycles.append(result.cycles)
+    assert cycles[0] == cycles[1]
+
+
 @pytest.mark.parametrize("runs", [0, 1, 3])
 def test_several_runs(runs):
     """Each run goes on with the registers of the one before; CONTROL STEP moved them."""
