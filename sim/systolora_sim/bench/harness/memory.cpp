@@ -157,8 +157,8 @@ bool Memory::step(uint64_t cycle, const MasterPins& master) {
         const uint64_t last = linear(master.ar.address + uint64_t{beats - 1} * bus_bytes_);
         if (!permitted(settings_.read_windows, first, last - first + bus_bytes_))
             violation(cycle,
-                      name_ + text(": read of %u words in 0x%llx .. 0x%llx: outside the read windows",
-                                   beats, wide(first), wide(last + bus_bytes_ - 1)));
+                      name_ + text(": read of %u bytes at 0x%llx: outside the read windows",
+                                   beats * bus_bytes_, wide(first)));
         reads_.push_back({master.ar.address, beats, 0, cycle + read_latency_, OKAY});
         ++counts_.read_bursts;
     }
