@@ -439,6 +439,23 @@ def test_file_of_adapters(tmp_path, capsys):
         assert_line(capsys.readouterr(), *parts)
 
 
+def test_memory_of_several_channels(file, tmp_path, capsys):
+    """The cycles are those of one bus that is as wide as all channels; the report names them."""
+    found = []
+    for memory in ("2x64bit@30", "128bit@30"):
+        arguments = ("--preset", "tiny", "--rank", 2, "--memory", memory, "--baselines", "none")
+        assert command("--workload", file, *arguments, "--json", tmp_path / "r.json", "-q") == 0
+        found.append(
+            (json.loads((tmp_path / "r.json").read_text("utf-8")), capsys.readouterr().out)
+        )
+    (two, text), (one, _) = found
+    assert two["memory"] == {"bus_bits": 64, "channels": 2, "latency": 30}
+    assert (two["config"]["bus_bits"], two["config"]["channels"]) == (64, 2)
+    assert "2 channels of 64 bits each way" in " ".join(text.split())
+    assert two["runs"][0]["cycles"] == one["runs"][0]["cycles"]
+    assert two["runs"][0]["bytes_read"] == one["runs"][0]["bytes_read"]
+
+
 def assert_line(captured, *parts: str) -> None:
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("systolora: error: ")
