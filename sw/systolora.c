@@ -78,6 +78,7 @@ void systolora_info(const struct systolora *device, struct systolora_info *info)
     info->bus_bits = FIELD(word, SYSTOLORA_BUS_BUS_BITS);
     info->address_bits = FIELD(word, SYSTOLORA_BUS_ADDRESS_BITS);
     info->outstanding = FIELD(word, SYSTOLORA_BUS_OUTSTANDING);
+    info->channels = FIELD(word, SYSTOLORA_BUS_CHANNELS);
     info->act_bytes = get(device, SYSTOLORA_REG_ACT_BYTES);
     info->wgt_bytes = get(device, SYSTOLORA_REG_WGT_BYTES);
     info->digest = get(device, SYSTOLORA_REG_DIGEST);

@@ -50,6 +50,7 @@ struct systolora_info {
     uint32_t act_bytes, wgt_bytes;
     uint32_t bus_bits, address_bits;
     uint32_t outstanding;
+    uint32_t channels; /* memory buses side by side */
     uint32_t digest; /* its first 32 bits: programs are compiled for one configuration */
 };
 

@@ -59,7 +59,7 @@ EVENTS = tuple(
     Field(name, bits, "")
     for name, bits in (
         *(("array_busy", 1), ("stall_load", 1), ("stall_post", 1), ("stall_store", 1)),
-        *(("read_bytes", 8), ("write_bytes", 8), ("macs", 17), ("descriptors", 1)),
+        *(("read_bytes", 9), ("write_bytes", 9), ("macs", 17), ("descriptors", 1)),
     )
 )
 COUNTER_OF = {"read_bytes": "BYTES_READ", "write_bytes": "BYTES_WRITTEN"}

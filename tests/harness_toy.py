@@ -110,7 +110,7 @@ class HarnessToy(wiring.Component):
             reader.response.ready.eq(1),
             writer.response.ready.eq(1),
             csr.events.read_bytes.eq(
-                Mux(self.m_axi.rvalid & self.m_axi.rready, self._config.bus_bytes, 0)
+                Mux(self.m_axi.rvalid & self.m_axi.rready, self._config.beat_bytes, 0)
             ),
         ]
         with m.If(csr.start):

@@ -76,10 +76,10 @@ def sample_report() -> dict[str, Any]:
         "rank": 4, "batch": 4, "bits": 8, "optimizer": "sgd",
         "config": {
             "rows": 64, "cols": 64, "segments": 4, "int16": True, "acc_depth": 1024,
-            "bus_bits": 512, "address_bits": 40, "act_bytes": 524288, "wgt_bytes": 262144,
-            "outstanding": 64,
+            "bus_bits": 512, "channels": 1, "address_bits": 40, "act_bytes": 524288,
+            "wgt_bytes": 262144, "outstanding": 64,
         },
-        "digest": "d4c312825042", "memory": {"bus_bits": 512, "latency": 40},
+        "digest": "d4c312825042", "memory": {"bus_bits": 512, "channels": 1, "latency": 40},
         "versions": {"systolora": "0.1.0", "numpy": "2.4.6"},
         "runs": runs,
         "peers": [

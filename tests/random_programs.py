@@ -79,7 +79,7 @@ class _Maker:
     def load(self, buffer: Buffer, layout: Layout, rows: int, row_bytes: int, **fields: int) -> int:
         """A LOAD to the start of a buffer; returns entries from row to row."""
         config = self.config
-        bus = config.bus_bytes
+        bus = config.beat_bytes
         entry = config.act_entry_bytes if buffer == Buffer.ACT else config.wgt_entry_bytes
         step = -(-row_bytes // entry) + self.pick(0, 1)
         stride = (-(-row_bytes // bus) + self.pick(0, 2)) * bus
@@ -180,7 +180,7 @@ class _Maker:
 
     def place(self, rows: int, cols: int, width: int, read: bool = False) -> tuple[int, int]:
         """Address and stride of rows in memory that obey the alignment rule."""
-        bus = self.config.bus_bytes
+        bus = self.config.beat_bytes
         align = min(bus, self.config.cols << width)
         size = cols << width
         stride = (-(-size // bus) + self.pick(0, 1)) * bus
@@ -275,7 +275,7 @@ class _Maker:
                 signal_stream=int(opcode == Opcode.STICKY_READ),
             )
         self.add(Kind.POST, opcode=Opcode.AMAX_LOAD, dst=2, in_address=slots[0], wait_store=1)
-        align = min(self.config.bus_bytes, self.config.cols << 2)
+        align = min(self.config.beat_bytes, self.config.cols << 2)
         if slots[1] % align == 0:
             self.add(Kind.POST, opcode=Opcode.SCALE_LOAD, dst=1, in_address=slots[1])
         self.add(Kind.POST, opcode=Opcode.AMAX_SELECT, dst=3, src_a=2, src_b=1)
@@ -327,12 +327,15 @@ class _Maker:
 
 
 def random_program(config: AcceleratorConfig, seed: int, rounds: int = 6) -> RandomProgram:
-    """A program of that many rounds; its descriptors are at the start of the image."""
+    """A program of that many rounds, or fewer where the results of rows on a wide bus would not fit
+    the image; its descriptors are at the start of it."""
     maker = _Maker(config, seed)
     maker.run(rounds)
-    image = maker.rng.integers(0, 256, SIZE, dtype=np.uint8)
     program = b"".join(maker.descriptors)
     if len(program) > 0x4000 or maker.out > BASE + SIZE:
-        raise ValueError(f"seed {seed}: {rounds} rounds do not fit the image")
+        if rounds < 3:
+            raise ValueError(f"seed {seed}: {rounds} rounds do not fit the image")
+        return random_program(config, seed, rounds - 1)
+    image = maker.rng.integers(0, 256, SIZE, dtype=np.uint8)
     image[: len(program)] = np.frombuffer(program, np.uint8)
     return RandomProgram(maker.descriptors, image)

@@ -32,6 +32,12 @@ CONFIGS = {
         rows=4, cols=8, segments=2, int16=True, acc_depth=64,
         bus_bits=1024, act_bytes=1 << 13, wgt_bytes=1 << 13, outstanding=8,
     ),
+    # Several channels: the smallest, and the widest beat with four descriptors in it.
+    "tiny-2x64": preset("tiny").with_fields(channels=2),
+    "4x8s2-4x512": AcceleratorConfig(
+        rows=4, cols=8, segments=2, int16=True, acc_depth=64,
+        bus_bits=512, channels=4, act_bytes=1 << 14, wgt_bytes=1 << 14, outstanding=8,
+    ),
 }  # fmt: skip
 
 

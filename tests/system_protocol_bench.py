@@ -1,7 +1,8 @@
 """cocotb tests of the whole accelerator; run inside the simulator by test_rtl_system_protocol.
 
 The module is `systolora_axi`, so that its reset is tested with it. Memory and the master of the
-registers are cocotbext-axi's; a monitor of its own looks at every transfer of every channel.
+registers are cocotbext-axi's; a monitor of its own looks at every transfer of every port. Several
+memory ports have a memory each: word w of port c of n is word w * n + c of the image.
 """
 
 import json
@@ -32,11 +33,15 @@ from systolora_sim.bench.system import start_commands  # noqa: E402
 CONFIG = AcceleratorConfig(**json.loads(os.environ["SYSTOLORA_CONFIG"]))
 SEED = int(os.environ["SYSTOLORA_SEED"])
 BUS = CONFIG.bus_bytes
+CHANNELS = CONFIG.channels
+PORTS = ["m_axi"] if CHANNELS == 1 else [f"m_axi_{n}" for n in range(CHANNELS)]
 PERIOD_NS = 2
 TIMEOUT = 60_000  # cycles of a run
 OKAY = 0
 #: Cycles of aclk after which the reset acts, and is released.
 RESET_LATENCY = 2
+#: Shares of the cycles in which a channel rests: now one, now another; and of a slow port.
+MOODS, SLOW = (0.0, 0.0, 0.25, 0.5, 0.9), (0.75, 0.9)
 #: What the master offers on a channel, and what must not change while it does.
 OFFERED = {
     "ar": ("araddr", "arlen", "arsize", "arburst", "arid"),
@@ -54,7 +59,8 @@ class Totals:
     read_bursts: int = 0
     write_bursts: int = 0
     longest: int = 0
-    waits: Counter[str] = field(default_factory=Counter)  # cycles in which a channel stood still
+    #: Cycles in which it stood still, by port and channel of it.
+    waits: Counter[tuple[int, str]] = field(default_factory=Counter)
 
 
 class Bench:
@@ -73,38 +79,50 @@ class Bench:
         Clock(dut.aclk, PERIOD_NS, "ns").start()
         dut.aresetn.value = 0
         reset = {"reset_active_level": False}
-        self.ram: Any = AxiRam(
-            AxiBus.from_prefix(dut, "m_axi"), dut.aclk, dut.aresetn, size=SIZE, **reset
-        )
+        self.rams: list[Any] = [
+            AxiRam(
+                AxiBus.from_prefix(dut, port), dut.aclk, dut.aresetn, size=SIZE // CHANNELS, **reset
+            )
+            for port in PORTS
+        ]
         master: Any = AxiLiteMaster(
             AxiLiteBus.from_prefix(dut, "s_axil"), dut.aclk, dut.aresetn, **reset
         )
         self.lite = master
         await self.cycles(5)
-        cocotb.start_soon(self._watch())
+        for number in range(CHANNELS):
+            cocotb.start_soon(self._watch(number))
         await self.release()
 
     async def release(self) -> None:
         self.dut.aresetn.value = 1
         await self.cycles(RESET_LATENCY + 2)
 
-    def stalls(self, on: bool) -> None:
-        """Random pauses on all ten channels, or none."""
-        channels = []
-        for slave in (self.ram, self.lite):
-            channels += [slave.write_if.aw_channel, slave.write_if.w_channel]
-            channels += [slave.write_if.b_channel, slave.read_if.ar_channel]
-            channels += [slave.read_if.r_channel]
-        for channel in channels:
-            channel.clear_pause_generator()
-            channel.pause = False
-            if on:
-                channel.set_pause_generator(self._pauses(random.Random(self.random.random())))
+    def stalls(self, on: bool, only: int | None = None) -> None:
+        """Random pauses on all channels of all ports, other ones on each, or none.
+
+        only : the memory port that has them, which is slow all the time
+        """
+        for number, slave in enumerate((*self.rams, self.lite)):
+            paused = on and only in (None, number)
+            for channel in (
+                slave.write_if.aw_channel,
+                slave.write_if.w_channel,
+                slave.write_if.b_channel,
+                slave.read_if.ar_channel,
+                slave.read_if.r_channel,
+            ):
+                channel.clear_pause_generator()
+                channel.pause = False
+                if paused:
+                    source = random.Random(self.random.random())
+                    moods = MOODS if only is None else SLOW
+                    channel.set_pause_generator(self._pauses(source, moods))
 
     @staticmethod
-    def _pauses(source: random.Random) -> Iterator[bool]:
+    def _pauses(source: random.Random, moods: tuple[float, ...]) -> Iterator[bool]:
         while True:
-            limit = source.choice((0.0, 0.0, 0.25, 0.5, 0.9))
+            limit = source.choice(moods)
             for _ in range(61):
                 yield source.random() < limit
 
@@ -128,7 +146,9 @@ class Bench:
 
     async def begin(self, case: Case) -> None:
         """Gives the memory the case's content and starts it."""
-        self.ram.write(0, case.image.tobytes())
+        words = case.image.reshape(-1, CHANNELS, BUS)
+        for number, ram in enumerate(self.rams):
+            ram.write(0, words[:, number].tobytes())
         self.windows = {"ar": case.read_window, "w": case.write_window}
         self.totals = Totals()
         for command in start_commands(case.job()):
@@ -143,7 +163,8 @@ class Bench:
         assert await self.read("ERROR") == Fault.NONE
         expected, image = machine_run(case)
         assert expected.fault is Fault.NONE
-        after = np.frombuffer(self.ram.read(0, SIZE), np.uint8)
+        parts = [np.frombuffer(ram.read(0, SIZE // CHANNELS), np.uint8) for ram in self.rams]
+        after = np.stack([part.reshape(-1, BUS) for part in parts], 1).reshape(-1)
         wrong = np.flatnonzero(after != image)
         assert wrong.size == 0, f"{wrong.size} bytes differ, from {case.base + wrong[0]:#x}"
         counters = {name: await self.counter(name) for name in COUNTERS}
@@ -161,12 +182,12 @@ class Bench:
 
     # Monitor ----------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """Checks the memory's channels once a cycle; after a reset it knows nothing."""
+    async def _watch(self, port: int) -> None:
+        """Checks a memory port's channels once a cycle; after a reset it knows nothing."""
         dut, edge = self.dut, RisingEdge(self.dut.aclk)
         names = {name for payload in OFFERED.values() for name in payload}
         names |= {f"{way}{part}" for way in ("ar", "aw", "w", "r", "b") for part in _HANDSHAKE}
-        handles = {name: getattr(dut, f"m_axi_{name}") for name in (*names, "rlast")}
+        handles = {name: getattr(dut, f"{PORTS[port]}_{name}") for name in (*names, "rlast")}
 
         def value(name: str) -> int:
             return int(handles[name].value)
@@ -200,7 +221,7 @@ class Bench:
                     continue
                 if not ready:
                     held[way] = now
-                    self.totals.waits[way] += 1
+                    self.totals.waits[port, way] += 1
                 elif way == "w":
                     data.append((now[1], bool(now[2])))
                 else:
@@ -212,7 +233,8 @@ class Bench:
                     self.totals.longest = max(self.totals.longest, beats)
                     if way == "ar":
                         first, limit = self.windows["ar"]
-                        assert first <= address and address + beats * BUS <= limit
+                        assert first <= linear(port, address)
+                        assert linear(port, address + (beats - 1) * BUS) + BUS <= limit
                         reads.append(beats)
                         self.totals.read_bursts += 1
                     else:
@@ -222,7 +244,7 @@ class Bench:
             while addressed and data:
                 address, beats = addressed[0]
                 strobes, last = data.popleft()
-                self._written(address + beat * BUS, strobes)
+                self._written(linear(port, address + beat * BUS), strobes)
                 beat += 1
                 assert last == (beat == beats), "wlast"
                 if last:
@@ -251,6 +273,11 @@ class Bench:
 
 
 _HANDSHAKE = ("valid", "ready")
+
+
+def linear(port: int, address: int) -> int:
+    """Where a word of a port lies in the image."""
+    return address // BUS * CONFIG.beat_bytes + port * BUS
 
 
 async def make(dut: Any, offset: int = 0) -> Bench:
@@ -283,7 +310,19 @@ async def programs_with_pauses(dut: Any) -> None:
     bench.stalls(True)
     for seed in (SEED + 1, SEED + 2):
         await bench.check(case_of(seed))
-        assert min(bench.totals.waits[way] for way in OFFERED) > 10
+        for port in range(CHANNELS):
+            assert min(bench.totals.waits[port, way] for way in OFFERED) > 10
+
+
+@cocotb.test(skip=CHANNELS == 1)
+async def a_slow_port(dut: Any) -> None:
+    """One memory port rests most of the time, the others never: they wait, and nothing is lost."""
+    bench = await make(dut, 4)
+    for port in range(CHANNELS):
+        bench.stalls(True, only=port)
+        await bench.check(case_of(SEED + 5 + port, rounds=2))
+        assert min(bench.totals.waits[port, way] for way in OFFERED) > 10
+        assert not any(bench.totals.waits[n, "w"] for n in range(CHANNELS) if n != port)
 
 
 @cocotb.test()
@@ -299,7 +338,8 @@ async def boundaries(dut: Any) -> None:
 async def resets(dut: Any) -> None:
     """aresetn falls and rises anywhere in a cycle, in the middle of a run; three cycles do."""
     bench = await make(dut, 2)
-    for number, run in enumerate((40, 401, 902, 1403)):
+    middles = (40, 401, 902, 1403) if CHANNELS == 1 else (40, 151, 272, 393)
+    for number, run in enumerate(middles):
         bench.stalls(number % 2 == 1)
         await bench.begin(case_of(SEED))
         await bench.cycles(run)

@@ -45,7 +45,7 @@ def system_simulator(name: str) -> Simulator:
     with (CACHE / f"{name}-top.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         verilog = ensure_verilog(CONFIGS[name], BUILD_DIR, "top")
-        return build_system(verilog.file, CACHE)
+        return build_system(verilog.file, CACHE, channels=CONFIGS[name].channels)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def boundary_case(config: AcceleratorConfig, seed: int) -> Case:
     """Rows that end at, begin at and lie across multiples of 4 KiB, read and written."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, SIZE, dtype=np.uint8)
-    beat, row = config.bus_bytes, 8 * config.cols
+    beat, row = config.beat_bytes, 8 * config.cols
     builder = ProgramBuilder()
     step = min(beat, row)
     for number, offset in enumerate(range(-row - step, step + 1, step)):

@@ -31,6 +31,20 @@ BROKEN = [
         {"acc_depth": 1 << 17},
         "acc_depth = 131072: must be a power of two from 4 * rows = 64 to 65536",
     ),
+    ({"bus_bits": 2048}, "bus_bits = 2048: must be one of 64, 128, 256, 512, 1024"),
+    ({"channels": 3}, "channels = 3: must be one of 1, 2, 4"),
+    ({"channels": 0}, "channels = 0: must be one of 1, 2, 4"),
+    ({"channels": 8}, "channels = 8: must be one of 1, 2, 4"),
+    ({"channels": True}, "channels = True: must be an integer"),
+    ({"channels": "2"}, "channels = '2': must be an integer"),
+    (
+        {"bus_bits": 1024, "channels": 4},
+        "channels = 4: channels * bus_bits = 4096: must be at most 2048",
+    ),
+    (
+        {"bus_bits": 1024, "channels": 2, "act_bytes": 2048},
+        "act_bytes = 2048: must be a power of two from 4096 to 67108864",
+    ),
 ]
 
 
@@ -55,6 +69,16 @@ def test_the_digest_of_older_configurations():
     assert preset("default").digest == "7f7087da4657"
     assert preset("default").with_fields(fused_quantize=True).digest != "7f7087da4657"
     assert preset("paper").with_fields(fused_quantize=False).digest == "ce0fc1bd5401"
+
+
+def test_channels():
+    """Beats are as wide as all channels, and so are the buffers' entries."""
+    config = AcceleratorConfig(bus_bits=256, channels=4)
+    assert (config.bus_bytes, config.beat_bits, config.beat_bytes) == (32, 1024, 128)
+    one = config.with_fields(bus_bits=1024, channels=1)
+    assert (one.bus_bytes, one.beat_bytes) == (128, 128) and one.digest != config.digest
+    for name in ("act_entry_bytes", "wgt_entry_bytes", "act_entries", "stream_beats"):
+        assert getattr(one, name) == getattr(config, name)
 
 
 def test_presets():

@@ -98,7 +98,7 @@ def tile_case(name: str, seed: int, count: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     builder.load(
         buffer=Buffer.WGT, layout=Layout.PLAIN, rows=1, row_bytes=beat, address=BASE + 0x8000
     )
@@ -139,7 +139,7 @@ def stream_case(name: str, rows: int, source: Source) -> Case:
     """Two POSTs of many rows: memory is the limit, in one direction or both."""
     config = CONFIGS[name]
     builder = ProgramBuilder()
-    stride = max(config.bus_bytes, 4 * config.cols)
+    stride = max(config.beat_bytes, 4 * config.cols)
     for number in range(2):
         builder.post(
             Opcode.ROWS,
@@ -151,7 +151,7 @@ def stream_case(name: str, rows: int, source: Source) -> Case:
             in_address=BASE + 0x4000,
             in_stride=stride,
             out_address=BASE + HALF + 0x4000 * number,
-            out_stride=config.bus_bytes,
+            out_stride=config.beat_bytes,
         )
     builder.control(Action.END)
     image = np.zeros(SIZE, np.uint8)
@@ -172,7 +172,7 @@ def mixed_case(name: str, seed: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    bus = config.bus_bytes
+    bus = config.beat_bytes
     for _ in range(10):
         if rng.integers(0, 2):
             rows = int(rng.integers(1, 12))
@@ -215,7 +215,7 @@ def rows_case(name: str, seed: int) -> Case:
     config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     builder = ProgramBuilder()
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     builder.load(
         buffer=Buffer.WGT, layout=Layout.PLAIN, rows=1, row_bytes=beat, address=BASE + 0x8000
     )
@@ -315,9 +315,11 @@ def test_steps(name, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latency", (1, 40, 200))
-@pytest.mark.parametrize("bus_bits", (64, 128, 256, 512))
-def test_steps_of_the_default_preset(bus_bits, latency):
-    config = preset("default").with_fields(bus_bits=bus_bits)
+@pytest.mark.parametrize(
+    ("channels", "bus_bits"), [(1, 64), (1, 128), (1, 256), (1, 512), (2, 128), (4, 64)]
+)
+def test_steps_of_the_default_preset(channels, bus_bits, latency):
+    config = preset("default").with_fields(bus_bits=bus_bits, channels=channels)
     check_step(config, [(77, 200, 150, 4)], "sgd", latency)
     wide = dict.fromkeys(("x", "weight", "lora_A", "lora_B", "dy", "H", "Y", "dH", "dX"), 16)
     check_step(config, [(77, 200, 150, 4)], "momentum", latency, bits=wide)

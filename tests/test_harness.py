@@ -84,7 +84,7 @@ def test_run(simulator, image, name):
     result = run_system(simulator, CONFIG, _job(image, memory=MEMORIES[name]))
     assert result.fault is Fault.NONE
     np.testing.assert_array_equal(result.image, _expected(image, 40))
-    beats = 40 * BLOCK // CONFIG.bus_bytes
+    beats = 40 * BLOCK // CONFIG.beat_bytes
     assert result.bus["read_beats"] == result.bus["write_beats"] == beats
     assert result.bus["written_bytes"] == result.counters["BYTES_READ"] == 40 * BLOCK
     # CYCLES counts from the start to the end, without the accesses around them.
@@ -129,7 +129,7 @@ def test_latency_and_bandwidth(simulator, image):
     assert cycles[2] - cycles[1] == 1 and cycles[50] - cycles[1] == 49
     memory = MemoryModel(read_latency=10, write_latency=10)
     longer = [run_system(simulator, CONFIG, _job(image, n, memory=memory)).cycles for n in (50, 60)]
-    assert longer[1] - longer[0] == 10 * BLOCK // CONFIG.bus_bytes
+    assert longer[1] - longer[0] == 10 * BLOCK // CONFIG.beat_bytes
 
 
 def test_same_seed_same_run(simulator, image):
@@ -199,7 +199,7 @@ def test_injected_errors(simulator, image, way, response, fault, stall_seed):
     np.testing.assert_array_equal(result.image[:HALF], image[:HALF])
     if way == "write":
         np.testing.assert_array_equal(result.image[HALF : HALF + 20 * BLOCK], ~image[: 20 * BLOCK])
-        where = slice(first - BASE, first - BASE + CONFIG.bus_bytes)
+        where = slice(first - BASE, first - BASE + CONFIG.beat_bytes)
         np.testing.assert_array_equal(result.image[where], image[where])
 
 

@@ -408,7 +408,7 @@ def test_command_writes_every_view(file, tmp_path, capsys):
         "format", "scope", "workload", "rank", "batch", "bits", "optimizer", "config", "digest",
         "memory", "versions", "runs", "peers", "speedups", "step_share", "notes",
     ]  # fmt: skip
-    assert report["memory"] == {"bus_bits": 64, "latency": 30}
+    assert report["memory"] == {"bus_bits": 64, "channels": 1, "latency": 30}
     assert [run["name"] for run in report["runs"]] == ["systolora", "textbook-ws"]
     assert f"{report['runs'][0]['cycles']:,}" in first and report["scope"] in first
     assert max(map(len, first.splitlines())) <= 120
@@ -439,6 +439,23 @@ def test_file_of_adapters(tmp_path, capsys):
         assert_line(capsys.readouterr(), *parts)
 
 
+def test_memory_of_several_channels(file, tmp_path, capsys):
+    """The cycles are those of one bus that is as wide as all channels; the report names them."""
+    found = []
+    for memory in ("2x64bit@30", "128bit@30"):
+        arguments = ("--preset", "tiny", "--rank", 2, "--memory", memory, "--baselines", "none")
+        assert command("--workload", file, *arguments, "--json", tmp_path / "r.json", "-q") == 0
+        found.append(
+            (json.loads((tmp_path / "r.json").read_text("utf-8")), capsys.readouterr().out)
+        )
+    (two, text), (one, _) = found
+    assert two["memory"] == {"bus_bits": 64, "channels": 2, "latency": 30}
+    assert (two["config"]["bus_bits"], two["config"]["channels"]) == (64, 2)
+    assert "2 channels of 64 bits each way" in " ".join(text.split())
+    assert two["runs"][0]["cycles"] == one["runs"][0]["cycles"]
+    assert two["runs"][0]["bytes_read"] == one["runs"][0]["bytes_read"]
+
+
 def assert_line(captured, *parts: str) -> None:
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("systolora: error: ")
@@ -467,6 +484,17 @@ def assert_line(captured, *parts: str) -> None:
         (["--workload", "sd15-kv", "--memory", "500bit@40"], ["bus_bits = 500"]),
         (["--workload", "sd15-kv", "--memory", "512bit@0"], ["latency = 0"]),
         (["--workload", "sd15-kv", "--memory", "512bit@40", "--bus-bits", "64"], ["bus_bits = 64"]),
+        (["--workload", "sd15-kv", "--memory", "3x512bit@40"], ["channels = 3", "1, 2, 4"]),
+        (["--workload", "sd15-kv", "--memory", "0x512bit@40"], ["channels = 0"]),
+        (["--workload", "sd15-kv", "--memory", "4x1024bit@40"], ["channels * bus_bits = 4096"]),
+        (
+            ["--workload", "sd15-kv", "--memory", "2x512bit@40", "--channels", "4"],
+            ["channels = 4", "--memory says 2"],
+        ),
+        (
+            ["--workload", "sd15-kv", "--memory", "512bit@40", "--channels", "2"],
+            ["channels = 2", "--memory says 1"],
+        ),
         (["--workload", "sd15-kv", "--baselines", "best"], ["best", "overlapped-ws"]),
         (["--workload", "sd15-kv", "--bits", "16", "--no-int16"], ["int16"]),
         (["--workload", "sd15-kv", "--chart", "pie=x.svg"], ["pie", "roofline"]),
@@ -484,14 +512,18 @@ def test_bad_input(arguments, parts, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "memory", ["512", "512bit", "512bit@", "bit@40", "512bit@-1", "512bit@40 ", "\uff15bit@4"]
+    "memory",
+    [
+        *("512", "512bit", "512bit@", "bit@40", "512bit@-1", "512bit@40 ", "\uff15bit@4"),
+        *("x512bit@40", "2X512bit@40", "2x2x512bit@40", "2x@40", "\uff12x64bit@4"),
+    ],
 )
 def test_bad_memory(memory, capsys):
     with pytest.raises(SystemExit) as stop:
         command("--workload", "sd15-kv", "--memory", memory)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "must be BITSbit@CYCLES" in error
+    assert error.count("\n") == 1 and "must be [CHANNELSx]BITSbit@CYCLES" in error
 
 
 def test_the_workload_is_not_overwritten(file, capsys):

@@ -94,6 +94,11 @@ def test_memory_is_the_limit(report):
     assert "the array 76,461 (64.4%)" in first
     report["runs"][0]["bytes_written"] = 3_800_000
     assert "writing takes at least 237,500" in memory_lines(report)[0]
+    # Channels work side by side
+    report["memory"]["channels"] = 2
+    assert "writing takes at least 118,750" in memory_lines(report)[0]
+    assert "Memory brings 32 bytes a cycle" in memory_lines(report)[0]
+    assert "2 channels of 128 bits each way" in " ".join(text(report).split())
     # A run's own configuration goes before the report's
     report["runs"][0]["config"] = {"bus_bits": 1024}
     assert memory_lines(report)[0].startswith("The array is the limit of the step")

@@ -24,7 +24,7 @@ from systolora.contract import (
 from systolora.render import ENUMERATIONS, render_header, render_markdown, render_rdl
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = [PRESETS["tiny"], AcceleratorConfig(address_bits=64)]
+CONFIGS = [PRESETS["tiny"], AcceleratorConfig(address_bits=64), AcceleratorConfig(channels=4)]
 C99 = ["gcc", "-std=c99", "-ffreestanding", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 FLAGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
 

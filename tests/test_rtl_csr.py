@@ -83,7 +83,8 @@ def test_table():
             "fused_quantize": config.fused_quantize,
         }
         bus = unpack(REGISTERS["BUS"].fields, constants["BUS"])
-        assert bus == {n: getattr(config, n) for n in ("bus_bits", "address_bits", "outstanding")}
+        names = ("bus_bits", "address_bits", "outstanding", "channels")
+        assert bus == {n: getattr(config, n) for n in names}
         assert f"{constants['DIGEST']:08x}" == config.digest[:8]
         assert constants["ACT_BYTES"] == config.act_bytes
         assert constants["WGT_BYTES"] == config.wgt_bytes
@@ -91,7 +92,8 @@ def test_table():
     # The greatest configuration fits
     pack(REGISTERS["ARRAY"].fields, {"rows": 256, "cols": 256, "segments": 8, "int16": 1})
     pack(REGISTERS["ACC"].fields, {"depth": 1 << 16})
-    pack(REGISTERS["BUS"].fields, {"bus_bits": 512, "address_bits": 64, "outstanding": 256})
+    bus = {"bus_bits": 1024, "address_bits": 64, "outstanding": 256, "channels": 4}
+    pack(REGISTERS["BUS"].fields, bus)
 
 
 @pytest.mark.parametrize(

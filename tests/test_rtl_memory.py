@@ -81,7 +81,7 @@ def test_lint(engine, data_bits, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024\), not 96"),
+        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024, 2048\), not 96"),
         ({"address_bits": 8}, "address_bits must be 16 to 64, not 8"),
         ({"outstanding": 0}, "outstanding must be at least 1, not 0"),
         ({"burst_beats": 24}, "burst_beats must be a power of two up to 256, not 24"),

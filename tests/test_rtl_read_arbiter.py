@@ -134,7 +134,7 @@ def test_no_gaps_and_turns():
     ("change", "message"),
     [
         ({"clients": 1}, "clients must be at least 2, not 1"),
-        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024\), not 96"),
+        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024, 2048\), not 96"),
         ({"depth": 1}, "depth must be at least 2, not 1"),
     ],
 )

@@ -73,8 +73,10 @@ def test_steps(name, case):
             rows=8, cols=16, segments=1, acc_depth=64, bus_bits=128,
             act_bytes=1 << 13, wgt_bytes=1 << 12, outstanding=4,
         ),
+        preset("default").with_fields(bus_bits=128, channels=2),
+        preset("default").with_fields(bus_bits=64, channels=4),
     ],
-    ids=["16x16s4", "16x16s1", "8x16s1"],
+    ids=["16x16s4", "16x16s1", "8x16s1", "16x16s4-2x128", "16x16s4-4x64"],
 )  # fmt: skip
 def test_larger_arrays(config):
     """The same steps on arrays, segments and buses of other sizes."""

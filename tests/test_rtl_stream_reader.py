@@ -331,7 +331,7 @@ def test_faults():
     [
         ({"cols": 6}, "cols must be a power of two from 4 to 256, not 6"),
         ({"acc_bits": 65}, "acc_bits must be 1 to 64, not 65"),
-        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024\), not 96"),
+        ({"data_bits": 96}, r"data_bits must be one of \(64, 128, 256, 512, 1024, 2048\), not 96"),
         ({"depth": 1}, "depth must be at least 2, not 1"),
     ],
 )

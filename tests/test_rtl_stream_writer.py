@@ -363,7 +363,7 @@ def test_hold():
         ({"cols": 512}, "cols must be a power of two from 4 to 256, not 512"),
         ({"acc_bits": 65}, "acc_bits must be 1 to 64, not 65"),
         ({"result_bits": 0}, "result_bits must be 1 to 64, not 0"),
-        ({"data_bits": 32}, r"data_bits must be one of \(64, 128, 256, 512, 1024\), not 32"),
+        ({"data_bits": 32}, r"data_bits must be one of \(64, 128, 256, 512, 1024, 2048\), not 32"),
         ({"depth": 1}, "depth must be at least 2, not 1"),
     ],
 )

@@ -66,6 +66,20 @@ def test_boundaries(name):
         assert compare(case, result).fault is Fault.NONE
 
 
+@pytest.mark.parametrize("skew", [1, 50])
+@pytest.mark.parametrize("name", ["tiny-2x64", "4x8s2-4x512"])
+def test_channels_of_different_latency(name, skew):
+    """Memory is as slow as its slowest channel, and no slower: the others wait with their beats."""
+    case = boundary_case(CONFIGS[name], SEED)
+    slowest = 3 + (CONFIGS[name].channels - 1) * skew
+    cycles = []
+    for model in (MemoryModel(3, 3, skew=skew), MemoryModel(slowest, slowest)):
+        result = rtl_run(system_simulator(name), case, model)
+        assert compare(case, result).fault is Fault.NONE
+        cycles.append(result.cycles)
+    assert cycles[0] == cycles[1]
+
+
 @pytest.mark.parametrize("runs", [0, 1, 3])
 def test_several_runs(runs):
     """Each run goes on with the registers of the one before; CONTROL STEP moved them."""
@@ -80,7 +94,7 @@ def join_case(config: AcceleratorConfig, joins: int, between: int) -> Case:
     """POSTs that add sums from memory to a bank, `between` other row operations before each."""
     rows = bank = config.bank_depth
     shape = {"rows": rows, "cols": config.cols}
-    sums = {"in_width": 2, "in_stride": max(4 * config.cols, config.bus_bytes)}
+    sums = {"in_width": 2, "in_stride": max(4 * config.cols, config.beat_bytes)}
     builder = ProgramBuilder()
     builder.post(
         Opcode.ROWS, source=Source.STREAM, write=1, dst_base=bank, **shape, **sums,

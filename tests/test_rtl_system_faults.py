@@ -317,12 +317,11 @@ def written(case: Case) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stall_seed", [None, SEED])
-@pytest.mark.parametrize("name", ["tiny", "8x8s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x8s8", "tiny-2x64", "4x8s2-4x512"])
 def test_bus_errors(name, tmp_path, stall_seed):
     """An error in any descriptor's memory has its code and index; then another program runs."""
     simulator = system_simulator(name)
     case, other = two_samples(name, SEED)
-    beat = case.config.bus_bytes
     rng = np.random.default_rng(SEED)
     rows = accesses(case)
     responses = ("slave", "decode")
@@ -331,6 +330,8 @@ def test_bus_errors(name, tmp_path, stall_seed):
         where = mine[rng.integers(len(mine))]
         address = int(rng.integers(where.start, where.stop))
         error = BusError(index[1], responses[n % 2], address, address + 1)
+        # Every channel is read with a beat; an error of a write is of bytes that are written
+        beat = case.config.beat_bytes if index[1] == "read" else case.config.bus_bytes
         beats = range(address // beat * beat, address // beat * beat + beat)
         first = min(
             i for i, way, w in rows
@@ -395,7 +396,7 @@ ABORT_MEMORIES = {
 
 
 @pytest.mark.parametrize("memory", ABORT_MEMORIES)
-@pytest.mark.parametrize("name", ["tiny", "8x16s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x16s8", "tiny-2x64"])
 def test_abort_anywhere(name, memory, tmp_path):
     """An abort ends the run soon, the bus is quiet then, and a good program runs."""
     simulator = system_simulator(name)
@@ -442,7 +443,7 @@ def copies(name: str, seed: int) -> Case:
 
 
 @pytest.mark.parametrize("way", ["read", "write"])
-@pytest.mark.parametrize("name", ["tiny", "8x16s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x16s8", "tiny-2x64"])
 def test_abort_in_a_burst(name, way, tmp_path):
     simulator = system_simulator(name)
     case, good = copies(name, SEED + 4), Case.random(name, SEED + 5)
@@ -490,7 +491,7 @@ def test_abort_of_later_runs(tiny, tmp_path):
 
 @pytest.mark.parametrize("stall_seed", [None, SEED])
 @pytest.mark.parametrize("way", ["read", "write"])
-@pytest.mark.parametrize("name", ["tiny", "8x16s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x16s8", "tiny-2x64"])
 def test_reset_in_a_burst(name, way, stall_seed, tmp_path):
     """A reset in the middle of bursts, several times; the harness forgets them. Then a program."""
     simulator = system_simulator(name)
@@ -633,7 +634,7 @@ def moved(case: Case, base: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("name", ["tiny", "8x8s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x8s8", "4x8s2-4x512"])
 def test_at_the_ends_of_the_address_space(name):
     """Windows that begin at 0, and windows whose limit is the first address there is not."""
     simulator = system_simulator(name)
@@ -651,7 +652,7 @@ def test_beyond_the_address_space(name, tmp_path):
     config = CONFIGS[name]
     top = 1 << config.address_bits
     good = moved(Case.random(name, SEED), top - SIZE)
-    beat = config.bus_bytes
+    beat = config.beat_bytes
     end = encode(Kind.CONTROL, {"action": Action.END})
     descriptors = [
         encode(Kind.LOAD, {"rows": 1, "row_bytes": beat + 1, "address": top - beat}),
@@ -688,12 +689,12 @@ def test_beyond_the_address_space(name, tmp_path):
     assert faults[5:7] == [Fault.NONE if top == 1 << 64 else Fault.WINDOW] * 2
 
 
-@pytest.mark.parametrize("name", ["tiny", "8x4s4"])
+@pytest.mark.parametrize("name", ["tiny", "8x4s4", "tiny-2x64", "4x8s2-4x512"])
 def test_edges_of_the_windows(name, tmp_path):
     """Windows that just hold a program's rows run it; a byte less, and it faults there."""
     simulator = system_simulator(name)
     good = Case.random(name, SEED)
-    beat = good.config.bus_bytes
+    beat = good.config.beat_bytes
     rows = accesses(good)
     reads = [where for _, way, where in rows if way == "read"]
     writes = [where for _, way, where in rows if way == "write"]
@@ -726,13 +727,13 @@ def test_edges_of_the_windows(name, tmp_path):
             assert rtl_run(simulator, case).fault is ends[0].fault
 
 
-@pytest.mark.parametrize("name", ["tiny", "8x8s8"])
+@pytest.mark.parametrize("name", ["tiny", "8x8s8", "tiny-2x64"])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_a_row_at_the_edge_of_a_window(name, offset):
     """What a POST reads counts in whole beats, what it writes in bytes."""
     simulator = system_simulator(name)
     config = CONFIGS[name]
-    beat, row = config.bus_bytes, config.cols  # one byte each
+    beat, row = config.beat_bytes, config.cols  # one byte each
     image = np.random.default_rng(SEED).integers(0, 256, SIZE, dtype=np.uint8)
     program = BASE + 0x4000
     place = offset * row % beat

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from simulated import CACHE, CONFIGS
 from systolora.wrapper import WRAPPER
 from systolora_sim.bench.build import build_component
@@ -11,9 +13,10 @@ from systolora_sim.runner import BUILD_DIR, ensure_verilog
 SEED = 8400
 
 
-def test_protocol(tmp_path):
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_protocol(channels, tmp_path):
     """A random program with pauses on all channels, and the reset of the wrapper."""
-    config = CONFIGS["tiny"]
+    config = CONFIGS["tiny"].with_fields(channels=channels)
     print(f"seed {SEED}, configuration {config.digest}")
     top = ensure_verilog(config, BUILD_DIR, "top")
     # One file: the wrapper with what is inside

@@ -103,7 +103,7 @@ def naive_load(config: AcceleratorConfig, machine: SystemMachine, f: dict[str, i
         start = (f["base"] + n * f["row_step"]) * entry
         start += bank * config.wgt_bytes // config.segments
         data = machine.memory.read(f["address"] + i * f["stride"], f["row_bytes"])
-        data += b"\xa5" * (-len(data) % config.bus_bytes)
+        data += b"\xa5" * (-len(data) % config.beat_bytes)
         buffer = machine.act if act else machine.wgt
         buffer[start : start + len(data)] = np.frombuffer(data, np.uint8)
 
@@ -177,8 +177,8 @@ def random_fields(
             f |= {"buffer": some(1), "rows": 1 + some(20), "row_bytes": 1 + some(70)}
             f["layout"] = some(2) * f["buffer"]
             f |= {"base": some(20), "row_step": some(6)}
-            f["address"] = DATA + config.bus_bytes * some(20)
-            f["stride"] = config.bus_bytes * some(9)
+            f["address"] = DATA + config.beat_bytes * some(20)
+            f["stride"] = config.beat_bytes * some(9)
         else:
             f |= {name: some(1) for name in ("dataflow", "edge", "accumulate")}
             f |= {"length": 1 + some(9), "repeat": 1 + some(4), "last": 1 + some(config.rows - 1)}

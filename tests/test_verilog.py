@@ -67,12 +67,16 @@ def accelerator(config: AcceleratorConfig, directory: Path) -> list[str]:
     return [str(directory / file) for file in ("systolora_top.v", "systolora_axi.v")]
 
 
-@pytest.mark.parametrize("name", ["tiny", "default"])
-def test_lint_of_the_accelerator(name, tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [CONFIGS["tiny"], CONFIGS["default"], CONFIGS["tiny"].with_fields(channels=4)],
+    ids=["tiny", "default", "channels"],
+)
+def test_lint_of_the_accelerator(config, tmp_path):
     """Nothing beyond the waivers, but for UNOPTFLAT: Verilator takes a vector of several fields for
     a loop where one field depends on another; `test_loops_of_the_accelerator` looks at every bit.
     """
-    files = accelerator(CONFIGS[name], tmp_path)
+    files = accelerator(config, tmp_path)
     for arguments in (files[:1], [*files, "--top-module", "systolora_axi"]):
         run = lint("-Wno-UNOPTFLAT", str(WAIVERS), *arguments)
         assert run.returncode == 0 and "%" not in run.stderr + run.stdout, run.stderr[-3000:]
@@ -83,6 +87,7 @@ def test_lint_of_the_accelerator(name, tmp_path):
     [
         CONFIGS["tiny"],
         CONFIGS["int8-4x16"].with_fields(bus_bits=64, act_bytes=1 << 13, wgt_bytes=1 << 13),
+        CONFIGS["tiny"].with_fields(channels=2),
         pytest.param(CONFIGS["default"], marks=pytest.mark.slow),
     ],
     ids=lambda config: config.digest,

@@ -188,7 +188,8 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         help="rows of the accumulator buffer, a power of two, at least 2 * rows",
     )
     for option, text in (
-        ("bus-bits", "data width of the AXI4 master: 64, 128, 256, 512 or 1024"),
+        ("bus-bits", "data width of an AXI4 master: 64, 128, 256, 512 or 1024"),
+        ("channels", "AXI4 masters, 1, 2 or 4, together at most 2048 bits wide"),
         ("address-bits", "width of an address, 40 to 64"),
         ("act-bytes", "bytes of the activation buffer, a power of two"),
         ("wgt-bytes", "bytes of the stationary buffer, a power of two"),

@@ -17,6 +17,9 @@ MAX_ACC_DEPTH = 1 << 16
 ACC_BANKS = 4
 SEGMENTS = (1, 2, 4, 8)
 BUS_BITS = (64, 128, 256, 512, 1024)
+CHANNELS = (1, 2, 4)
+#: Width of a beat of all channels, at most.
+MAX_BEAT_BITS = 2048
 MAX_BUFFER_BYTES = 1 << 26
 #: Fields that are true or false.
 _FLAGS = ("int16", "fused_quantize")
@@ -48,7 +51,10 @@ class AcceleratorConfig:
         of the depth: a power of two, at least 4 * rows (a bank holds an output-stationary tile),
         at most 65536.
     bus_bits : int
-        Data width of the AXI4 master: 64, 128, 256, 512 or 1024, the most that AXI4 has.
+        Data width of an AXI4 master: 64, 128, 256, 512 or 1024, the most that AXI4 has.
+    channels : int
+        AXI4 masters, 1, 2 or 4, together at most 2048 bits wide: a beat of memory is a word of
+        each, channel 0's first.
     address_bits : int
         Width of an address, 40 to 64.
     act_bytes, wgt_bytes : int
@@ -73,6 +79,7 @@ class AcceleratorConfig:
     int16: bool = True
     acc_depth: int = 512
     bus_bits: int = 512
+    channels: int = 1
     address_bits: int = 40
     act_bytes: int = 1 << 18
     wgt_bytes: int = 1 << 17
@@ -110,6 +117,15 @@ class AcceleratorConfig:
         if self.bus_bits not in BUS_BITS:
             raise ConfigError(
                 f"bus_bits = {self.bus_bits}: must be one of {', '.join(map(str, BUS_BITS))}"
+            )
+        if self.channels not in CHANNELS:
+            raise ConfigError(
+                f"channels = {self.channels}: must be one of {', '.join(map(str, CHANNELS))}"
+            )
+        if self.beat_bits > MAX_BEAT_BITS:
+            raise ConfigError(
+                f"channels = {self.channels}: channels * bus_bits = {self.beat_bits}: must be at "
+                f"most {MAX_BEAT_BITS}"
             )
         if not 40 <= self.address_bits <= 64:
             raise ConfigError(f"address_bits = {self.address_bits}: must be from 40 to 64")
@@ -168,13 +184,23 @@ class AcceleratorConfig:
 
     @property
     def bus_bytes(self) -> int:
-        """Bytes of one beat of the AXI4 master, B."""
+        """Bytes of one beat of one AXI4 master."""
         return self.bus_bits // 8
+
+    @property
+    def beat_bits(self) -> int:
+        """Bits of one beat of memory: a word of every channel."""
+        return self.channels * self.bus_bits
+
+    @property
+    def beat_bytes(self) -> int:
+        """Bytes of one beat of memory, B."""
+        return self.beat_bits // 8
 
     @property
     def stream_beats(self) -> int:
         """Beats that the reader of the POSTs' rows holds ahead: sums of a bank, at most 1024."""
-        row = -(-self.cols * 4 // self.bus_bytes)
+        row = -(-self.cols * 4 // self.beat_bytes)
         return min(self.bank_depth * row, 1024)
 
     @property
@@ -184,12 +210,12 @@ class AcceleratorConfig:
     @property
     def act_entry_bytes(self) -> int:
         """Bytes of one entry of the activation buffer: a beat, or a row of R operands if larger."""
-        return max(self.bus_bytes, self.rows * self._planes)
+        return max(self.beat_bytes, self.rows * self._planes)
 
     @property
     def wgt_entry_bytes(self) -> int:
         """Bytes of one entry of a bank of the stationary buffer: a beat, or a line if larger."""
-        return max(self.bus_bytes, self.lanes * self._planes)
+        return max(self.beat_bytes, self.lanes * self._planes)
 
     @property
     def act_entries(self) -> int:

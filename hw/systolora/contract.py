@@ -355,7 +355,7 @@ REGISTER_ADDRESS_BITS = 12
 #: What register ID reads: "SLOR".
 DEVICE_ID = 0x534C4F52
 #: Version of registers and descriptors, (major, minor): a greater major breaks old software.
-REGISTER_VERSION = (2, 0)
+REGISTER_VERSION = (2, 1)
 
 
 @dataclass(frozen=True)
@@ -473,9 +473,10 @@ REGISTERS: dict[str, Register] = {
         Register(
             "BUS", 0x010, "ro",
             (
-                RegisterField("bus_bits", 11, "data width of the memory bus, bits"),
+                RegisterField("bus_bits", 11, "data width of a memory bus, bits"),
                 RegisterField("address_bits", 7, "width of an address, bits"),
                 RegisterField("outstanding", 9, "bursts that an engine may have under way"),
+                RegisterField("channels", 3, "memory buses side by side"),
             ),
             "configuration: memory bus",
         ),
@@ -599,6 +600,7 @@ def register_constants(config: AcceleratorConfig) -> dict[str, int]:
             "bus_bits": config.bus_bits,
             "address_bits": config.address_bits,
             "outstanding": config.outstanding,
+            "channels": config.channels,
         },
         "ACT_BYTES": {"value": config.act_bytes},
         "WGT_BYTES": {"value": config.wgt_bytes},

@@ -29,14 +29,17 @@ examples:
 
 #: Of memory, cycles.
 LATENCY = 40
-_MEMORY = re.compile(r"([0-9]+)bit@([0-9]+)")
+_MEMORY = re.compile(r"(?:([0-9]+)x)?([0-9]+)bit@([0-9]+)", re.ASCII)
 
 
-def _memory(text: str) -> tuple[int, int]:
+def _memory(text: str) -> tuple[int, int, int]:
+    """Channels, bits of each, latency."""
     match = _MEMORY.fullmatch(text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be BITSbit@CYCLES, as 512bit@40")
-    return int(match[1]), int(match[2])
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be [CHANNELSx]BITSbit@CYCLES, as 512bit@40 or 2x1024bit@40"
+        )
+    return int(match[1] or 1), int(match[2]), int(match[3])
 
 
 def _chart(text: str) -> tuple[str, Path]:
@@ -88,10 +91,10 @@ def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentP
     )
     perf.add_argument(
         "--memory",
-        metavar="BITSbit@CYCLES",
+        metavar="[Nx]BITSbit@CYCLES",
         type=_memory,
-        help="width of the bus and latency of memory; default 40 cycles, and the width of the "
-        "configuration (paper: 512bit@40)",
+        help="width of the bus and latency of memory, and how many such channels it has, default "
+        "one; default 40 cycles, and the width of the configuration (paper: 512bit@40)",
     )
     perf.add_argument(
         "--backend",
@@ -171,14 +174,16 @@ def baselines(given: str | None, backend: str, known: Iterable[str]) -> tuple[st
 def settle(args: argparse.Namespace) -> int:
     """Gives the arguments this command's defaults of a configuration; returns memory's latency.
 
-    Raises ConfigError where --memory contradicts --bus-bits.
+    Raises ConfigError where --memory contradicts --bus-bits or --channels.
     """
     if args.preset is None and args.config is None:
         args.preset = "paper"
     if args.memory is None:
         return LATENCY
-    bits, latency = args.memory
-    if args.bus_bits not in (None, bits):
-        raise ConfigError(f"bus_bits = {args.bus_bits}: --memory says {bits}")
-    args.bus_bits = bits
+    channels, bits, latency = args.memory
+    for name, value in (("bus_bits", bits), ("channels", channels)):
+        given = getattr(args, name)
+        if given not in (None, value):
+            raise ConfigError(f"{name} = {given}: --memory says {value}")
+        setattr(args, name, value)
     return latency

@@ -74,7 +74,7 @@ class _Model:
         self.config, self.length = config, len(program)
         self.columns = columns(program)
         self.kernel = kernel = Kernel()
-        outstanding, bus = config.outstanding, config.bus_bytes
+        outstanding, bus = config.outstanding, config.beat_bytes
         self.channel = ReadChannel(latency, 3)
         banks = Banks(kernel, ACC_BANKS)
 
@@ -155,7 +155,7 @@ class _Model:
             "STALL_LOAD": sum(times.waits_load),
             "STALL_POST": sum(times.waits_post),
             "STALL_STORE": sum(self.poster.times.waits_store),
-            "BYTES_READ": self.channel.beats * self.config.bus_bytes,
+            "BYTES_READ": self.channel.beats * self.config.beat_bytes,
             "BYTES_WRITTEN": self.writer.written,
             "MACS": self.executor.macs,
             "DESCRIPTORS": self.dispatcher.dispatched,

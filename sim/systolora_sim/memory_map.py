@@ -30,7 +30,7 @@ ALIGNMENT = 64
 
 def alignment(config: AcceleratorConfig) -> int:
     """Bytes at a multiple of which every row must begin."""
-    return max(ALIGNMENT, config.bus_bytes)
+    return max(ALIGNMENT, config.beat_bytes)
 
 
 def round_up(value: int, unit: int) -> int:

@@ -70,7 +70,11 @@ def _measure(options: PerfOptions, timeline: bool) -> tuple[dict[str, Any], list
         "optimizer": options.optimizer,
         "config": config.to_dict(),
         "digest": config.digest,
-        "memory": {"bus_bits": config.bus_bits, "latency": options.latency},
+        "memory": {
+            "bus_bits": config.bus_bits,
+            "channels": config.channels,
+            "latency": options.latency,
+        },
         "versions": {name: metadata.version(name) for name in tools},
         "runs": runs,
         "peers": others,

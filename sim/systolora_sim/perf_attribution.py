@@ -199,7 +199,7 @@ class _Places:
 
 def _bytes(program: StepProgram, loads: Rows, posts: Rows) -> dict[str, list[int]]:
     """Bytes read (whole beats) and written, by label."""
-    bus = program.config.bus_bytes
+    bus = program.config.beat_bytes
     moved: dict[str, list[int]] = {label: [0, 0] for label in program.labels}
 
     def beats(address: int, rows: int, length: int) -> int:

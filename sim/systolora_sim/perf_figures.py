@@ -13,6 +13,7 @@ __all__ = [
     "computed",
     "intensity",
     "memory_lines",
+    "memory_width",
     "peak",
     "roof",
 ]
@@ -63,8 +64,16 @@ def computed(run: dict[str, Any]) -> int:
 
 
 def bus_bytes(report: dict[str, Any], run: dict[str, Any]) -> int:
-    """Bytes per cycle of a run's bus, each way."""
-    return run["config"].get("bus_bits", report["memory"]["bus_bits"]) // 8
+    """Bytes per cycle of a run's memory, all channels, each way."""
+    memory = report["memory"] | run["config"]
+    return memory["channels"] * memory["bus_bits"] // 8
+
+
+def memory_width(memory: dict[str, Any]) -> str:
+    """The width of memory in words: of one bus, or of each of several channels."""
+    if memory["channels"] == 1:
+        return f"bus of {memory['bus_bits']} bits"
+    return f"{memory['channels']} channels of {memory['bus_bits']} bits"
 
 
 def intensity(macs: int, transferred: int) -> float:
@@ -73,7 +82,7 @@ def intensity(macs: int, transferred: int) -> float:
 
 
 def roof(report: dict[str, Any], run: dict[str, Any], macs_per_byte: float) -> float:
-    """MACs per cycle that the array and one channel of the bus allow."""
+    """MACs per cycle that the array and one direction of memory allow."""
     return min(float(peak(report, run)), macs_per_byte * bus_bytes(report, run))
 
 
@@ -108,7 +117,7 @@ def memory_lines(report: dict[str, Any]) -> list[str]:
         if macs_per_byte < ridge:
             bound.append(
                 f"{product['name']} by itself: {percent(macs_per_byte / ridge)} of the MAC limit "
-                f"at most, since one channel of the bus brings {macs_per_byte:.1f} MACs with a "
+                f"at most, since one direction of memory brings {macs_per_byte:.1f} MACs with a "
                 f"byte, {ridge / macs_per_byte:.2f} times too few for the array; it reached "
                 f"{percent(product['share'])} beside the others."
             )
@@ -149,7 +158,7 @@ def _step_line(report: dict[str, Any], run: dict[str, Any]) -> str:
     )
     return (
         f"{name} takes at least {limit:,.0f} cycles, and the step {ratio(cycles / limit)} that; "
-        f"of these cycles the others need at least: {others}. The bus brings {bus} bytes a cycle "
+        f"of these cycles the others need at least: {others}. Memory brings {bus} bytes a cycle "
         "each way."
     )
 

@@ -50,7 +50,7 @@ def _power(power: int) -> str:
 def roofline(report: dict[str, Any], heading: bool = True) -> Drawing:
     """MACs per cycle over MACs per byte: each run's step and products, below the roof of runs[0].
 
-    The solid roof is what one channel of the bus allows, the dashed one both (reading and writing
+    The solid roof is what one direction of memory allows, the dashed one both (reading and writing
     at once): a point between them needs both. Of the other runs' products only points, no names.
     """
     runs = report["runs"]
@@ -100,18 +100,18 @@ def _points(report: dict[str, Any], index: int) -> list[tuple[float, float, int,
 
 
 def _roofs(report: dict[str, Any], axes: _Axes) -> list[Rect | Line | Circle | Text]:
-    """One channel (solid) and both (dashed), with what they are."""
+    """One direction (solid) and both (dashed), with what they are."""
     first = report["runs"][0]
     top, bus = float(peak(report, first)), bus_bytes(report, first)
     left, right = 2.0 ** axes.x[0], 2.0 ** axes.x[1]
     floor = 2.0 ** axes.y[0]
     shapes: list[Rect | Line | Circle | Text] = []
-    for channels, dashed in ((1, False), (2, True)):
-        start = max(left, floor / (bus * channels))
-        path = [axes.at(start, start * bus * channels)] if start < top / (bus * channels) else []
-        ridge = axes.at(max(left, top / (bus * channels)), top)
+    for ways, dashed in ((1, False), (2, True)):
+        start = max(left, floor / (bus * ways))
+        path = [axes.at(start, start * bus * ways)] if start < top / (bus * ways) else []
+        ridge = axes.at(max(left, top / (bus * ways)), top)
         shapes.append(Line((*path, ridge, axes.at(right, top)), "ink", 2 - 0.8 * dashed, dashed))
-    text = f"array {top:,.0f}; bus {bus} bytes a cycle each way (dashed: both ways at once)"
+    text = f"array {top:,.0f}; memory {bus} bytes a cycle each way (dashed: both ways at once)"
     x, y = axes.at(right, top)
     return [*shapes, Text(x - 4, y - 8, text, "muted", 11, "end")]
 

@@ -11,6 +11,7 @@ from systolora_sim.perf_figures import (
     bus_bytes,
     computed,
     intensity,
+    memory_width,
     number,
     peak,
     percent,
@@ -68,7 +69,7 @@ def settings(report: dict[str, Any]) -> str:
         f"{report['optimizer']}",
         "Array": f"{config['rows']} x {config['cols']}, {config['segments']} segments, "
         f"{peak(report, run):,} MACs per cycle; configuration {report['digest']}",
-        "Memory": f"bus of {memory['bus_bits']} bits each way, latency {memory['latency']} cycles",
+        "Memory": f"{memory_width(memory)} each way, latency {memory['latency']} cycles",
         "Configuration": ", ".join(f"{key} {value}" for key, value in config.items()),
         "Cycles of": f"{source}; schedule {run['schedule']}",
         "Versions": ", ".join(f"{name} {value}" for name, value in report["versions"].items()),
@@ -188,7 +189,7 @@ def roofline_table(report: dict[str, Any]) -> str:
     head = ["run", "product", "MACs per byte", "MACs per cycle", "roof, MACs per cycle", "roof is"]
     return _table(
         f"Roof: {peak(report, first):,} MACs per cycle, or MACs per byte times the bytes of one "
-        f"channel of the bus ({bus_bytes(report, first)} per cycle); reading and writing have one "
+        f"direction of memory ({bus_bytes(report, first)} per cycle); reading and writing have one "
         "each",
         head, rows, 2,
     )  # fmt: skip

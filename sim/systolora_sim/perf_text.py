@@ -9,6 +9,7 @@ from systolora_sim.perf_figures import (
     bus_bytes,
     computed,
     memory_lines,
+    memory_width,
     number,
     peak,
     percent,
@@ -73,7 +74,7 @@ def _head(report: dict[str, Any]) -> list[str]:
     lines += _field(
         "hardware",
         f"{config['rows']} x {config['cols']} MACs, {config['segments']} segments, "
-        f"configuration {report['digest']}; bus {memory['bus_bits']} bits each way, latency "
+        f"configuration {report['digest']}; {memory_width(memory)} each way, latency "
         f"{memory['latency']} cycles",
     )
     tools = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

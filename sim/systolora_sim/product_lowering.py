@@ -444,7 +444,7 @@ class ProductLowering:
         sums, quantize = self.product.sums, self.product.quantize
         first, moved = 1, sums if store else self.product.cached
         if moved is not None:
-            first = ceil_div(self.config.cols * moved.itemsize, self.config.bus_bytes)
+            first = ceil_div(self.config.cols * moved.itemsize, self.config.beat_bytes)
         streaming = quantize is not None and quantize.streaming
         return [first, 1] if streaming and not self._at_once(store) else [first]
 

@@ -173,7 +173,7 @@ def _chunks(
 
 def row_cycles(config: AcceleratorConfig, sums: Symbol) -> int:
     """Cycles that a row of sums takes to come from memory."""
-    return -(-config.cols * sums.itemsize // config.bus_bytes)
+    return -(-config.cols * sums.itemsize // config.beat_bytes)
 
 
 class _Aside:

@@ -47,7 +47,7 @@ class RtlOptions:
 
     Parameters
     ----------
-    stall_seed : seed of random stalls on every channel of both buses, None for none
+    stall_seed : seed of random stalls on every part of all buses, None for none
     memory_latency : cycles from a read's address to its data, and from a write's data to its answer
     trace : a waveform to write, .fst or .vcd; None for none
     trace_window : first cycle in the waveform and the first after it, from the reset; None for all;
@@ -98,7 +98,7 @@ def simulator(config: AcceleratorConfig, build_dir: Path, trace: Path | None) ->
 
         suffix = None if trace is None else trace_format(trace)
         verilog = runner.ensure_verilog(config, build_dir)
-        return build_system(verilog.file, build_dir / "sim", trace=suffix)
+        return build_system(verilog.file, build_dir / "sim", channels=config.channels, trace=suffix)
 
 
 def run_on_rtl(

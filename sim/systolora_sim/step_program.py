@@ -135,7 +135,7 @@ class StepProgram:
     @property
     def _program_bytes(self) -> int:
         """Bytes that the accelerator reads for the program: whole beats."""
-        return round_up(self.length * DESCRIPTOR_BYTES, self.config.bus_bytes)
+        return round_up(self.length * DESCRIPTOR_BYTES, self.config.beat_bytes)
 
     def memory(self) -> Bytes:
         """A new copy of all memory from `base` on: the image, the program, the rest of a beat."""

@@ -238,7 +238,7 @@ class Checker:
         entries = config.act_entries if act else config.wgt_entries
         if f["base"] + last * f["row_step"] + -(-row_bytes // entry) > entries:
             return Fault.BUFFER
-        extent, beat = load_reads(f), config.bus_bytes
+        extent, beat = load_reads(f), config.beat_bytes
         if extent.address % beat or extent.stride % beat:
             return Fault.ALIGN
         end = extent.address + (rows - 1) * extent.stride + _up(row_bytes, beat)
@@ -283,7 +283,7 @@ class Checker:
                 return Fault.BUFFER
             if _uses_destination(f) and not self._in_bank(f["dst_base"], f["rows"]):
                 return Fault.BUFFER
-        read, written, beat = post_reads(f), post_writes(f), self.config.bus_bytes
+        read, written, beat = post_reads(f), post_writes(f), self.config.beat_bytes
         for extent in (read, written):
             if extent is not None:
                 unit = min(beat, self.config.cols * extent.width)

@@ -200,7 +200,7 @@ class SystemMachine:
         self.core.sticky.clear()
         if not 1 <= length <= PROGRAM_MAX:
             return Fault.END, 0
-        align = max(DESCRIPTOR_BYTES, self.config.bus_bytes)
+        align = max(DESCRIPTOR_BYTES, self.config.beat_bytes)
         if address % align:
             return Fault.ALIGN, 0
         size = length * DESCRIPTOR_BYTES
@@ -239,7 +239,7 @@ class SystemMachine:
     def _load(self, f: Fields) -> None:
         config, extent = self.config, load_reads(f)
         rows = self.memory.rows(extent)
-        padded = -(-extent.row_bytes // config.bus_bytes) * config.bus_bytes
+        padded = -(-extent.row_bytes // config.beat_bytes) * config.beat_bytes
         self._counters.bytes_read += extent.rows * padded
         if self._proof is not None:
             self._proof.loaded(extent)
@@ -471,7 +471,7 @@ class SystemMachine:
 
     def _beat_bytes(self, extent: Extent) -> int:
         """Bytes of the beats that rows touch."""
-        beat = self.config.bus_bytes
+        beat = self.config.beat_bytes
         first = extent.address % beat  # the same in every row
         return extent.rows * -(-(first + extent.row_bytes) // beat) * beat
 

@@ -137,9 +137,9 @@ class OrderProof:
         self.config = config
         #: Bytes that every use of a buffer or of memory begins at a multiple of: within such a
         #: piece each use holds the first byte, so that two in one piece always meet.
-        self._act_piece = min(config.rows, config.bus_bytes)
-        self._wgt_piece = min(config.wgt_unit, config.bus_bytes)
-        self._piece = min(config.cols, config.bus_bytes)
+        self._act_piece = min(config.rows, config.beat_bytes)
+        self._wgt_piece = min(config.wgt_unit, config.beat_bytes)
+        self._piece = min(config.cols, config.beat_bytes)
         self._origin = memory_base // self._piece
         pieces = (memory_base + memory_size) // self._piece + 1 - self._origin
         self._act = _Resource(

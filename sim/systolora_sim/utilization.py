@@ -62,8 +62,8 @@ def figures(run: Run, case: Case, macs: int) -> dict[str, Any]:
         "other": cycles - busy - loads - post,
         "bytes_read": run["BYTES_READ"],
         "bytes_written": run["BYTES_WRITTEN"],
-        "read": round(run["BYTES_READ"] / config.bus_bytes / cycles, 4),
-        "write": round(run["BYTES_WRITTEN"] / config.bus_bytes / cycles, 4),
+        "read": round(run["BYTES_READ"] / config.beat_bytes / cycles, 4),
+        "write": round(run["BYTES_WRITTEN"] / config.beat_bytes / cycles, 4),
     }
 
 
@@ -137,6 +137,7 @@ def _modelled(case: Case, runs: Runs) -> dict[str, Any]:
         "batch": case.batch,
         "bits": case.bits,
         "bus_bits": case.bus_bits,
+        "channels": case.channels,
         "cache_base": case.cache_base,
         "just_in_time": case.just_in_time,
         "digest": case.config.digest,

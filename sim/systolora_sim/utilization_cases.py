@@ -37,16 +37,18 @@ class Target:
 class Case:
     """A training step of `sd15-kv` with SGD on the preset `paper`.
 
-    rank, batch, bits : of the workload; bus_bits : of memory, each way; cache_base : whether the
-    sums of X.W^T are constants in memory; just_in_time : Y and dX are quantized with the maxima of
-    this step, not of the one before; target : what it is meant to reach; whole : whether the whole
-    step is simulated in Verilog, "long": only if asked for; blocks : which baselines' blocks are
+    rank, batch, bits : of the workload; bus_bits : of a channel of memory, each way; channels : how
+    many there are; cache_base : whether the sums of X.W^T are constants in memory; just_in_time : Y
+    and dX are quantized with the maxima of this step, not of the one before; target : what it is
+    meant to reach; whole : whether the whole step is simulated in Verilog, "long": only if asked
+    for; blocks : which baselines' blocks are
     """
 
     rank: int
     batch: int
     bits: int = 8
     bus_bits: int = 512
+    channels: int = 1
     cache_base: bool = False
     just_in_time: bool = False
     target: Target = Target()
@@ -60,12 +62,13 @@ class Case:
         name += ", int16" if self.bits == 16 else ""
         name += ", cached base" if self.cache_base else ""
         name += ", just in time" if self.just_in_time else ""
-        return f"{name}, {self.bus_bits} bits"
+        channels = f"{self.channels}x" if self.channels > 1 else ""
+        return f"{name}, {channels}{self.bus_bits} bits"
 
     @property
     def config(self) -> AcceleratorConfig:
         """The accelerator's."""
-        return preset("paper").with_fields(bus_bits=self.bus_bits)
+        return preset("paper").with_fields(bus_bits=self.bus_bits, channels=self.channels)
 
 
 def _target(share: float, textbook: float, overlapped: float) -> Target:
@@ -87,6 +90,7 @@ CASES = (
     Case(batch=4, rank=16, bits=16, target=Target(0.85)),
     Case(batch=4, rank=4, cache_base=True, target=_CACHED),
     Case(batch=4, rank=4, bus_bits=1024, cache_base=True, target=_CACHED),
+    Case(batch=4, rank=4, bus_bits=1024, channels=2, cache_base=True, target=_CACHED),
     Case(batch=4, rank=4, just_in_time=True),
 )
 

@@ -154,7 +154,7 @@ def _limits(rows: list[Row]) -> Iterator[str]:
         if not texts:
             continue
         found, figures = True, best(row)
-        beat = row["bus_bits"] // 8
+        beat = _width(row) // 8
         reading, own = -(-figures["bytes_read"] // beat), figures["cycles"]
         waits = {name: figures[name] for name in ("loads", "post", "other")}
         longest = max(waits, key=lambda name: waits[name])
@@ -166,10 +166,10 @@ def _limits(rows: list[Row]) -> Iterator[str]:
         )
         wider = [
             each for each in rows
-            if each["bus_bits"] > row["bus_bits"] and _alike(each, row) and not missed(each)
+            if _width(each) > _width(row) and _alike(each, row) and not missed(each)
         ]  # fmt: skip
         if wider:
-            yield f"  A bus of {wider[0]['bus_bits']} bits reaches it."
+            yield f"  {_memory_name(wider[0])} reaches it."
     if not found:
         yield "None."
     yield ""
@@ -180,6 +180,18 @@ _CAUSES = {
     "post": "accumulators that the post-processor still has",
     "other": "draining, and no tile queued while the post-processor works",
 }
+
+
+def _width(row: Row) -> int:
+    """Bits that memory brings in a cycle, and takes."""
+    return row["bus_bits"] * row.get("channels", 1)
+
+
+def _memory_name(row: Row) -> str:
+    channels = row.get("channels", 1)
+    if channels == 1:
+        return f"A bus of {row['bus_bits']} bits"
+    return f"Memory of {channels} channels of {row['bus_bits']} bits"
 
 
 def _alike(one: Row, other: Row) -> bool:
@@ -236,7 +248,7 @@ def _scaling(rows: list[Row]) -> Iterator[str]:
         for row in rows if row["just_in_time"]
         for other in rows
         if not other["just_in_time"] and _alike(row | {"just_in_time": False}, other)
-        and row["bus_bits"] == other["bus_bits"]
+        and _width(row) == _width(other)
     ]  # fmt: skip
     for row, other in pairs:
         ratio = row["model"]["cycles"] / other["model"]["cycles"]

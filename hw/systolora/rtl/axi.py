@@ -16,8 +16,8 @@ __all__ = [
     "check_engine",
 ]
 
-#: Widths of a bus that the engines are made for, in bits.
-DATA_BITS = (64, 128, 256, 512, 1024)
+#: Widths that the engines are made for, in bits: of a bus, or of several side by side.
+DATA_BITS = (64, 128, 256, 512, 1024, 2048)
 
 #: Width of an address where nothing else is said.
 ADDRESS_BITS = 40

@@ -33,15 +33,15 @@ FaultLayout = data.StructLayout(
     {"code": width(REGISTERS["ERROR"].fields, "code"), "index": INDEX_BITS}
 )
 
-#: What the counters add in a cycle. Bytes: 0 to 128; macs: 0 to R * C.
+#: What the counters add in a cycle. Bytes: 0 to 256; macs: 0 to R * C.
 EventsLayout = data.StructLayout(
     {
         "array_busy": 1,
         "stall_load": 1,
         "stall_post": 1,
         "stall_store": 1,
-        "read_bytes": 8,
-        "write_bytes": 8,
+        "read_bytes": 9,
+        "write_bytes": 9,
         "macs": 17,
         "descriptors": 1,
     }

@@ -159,11 +159,12 @@ class Dispatcher(wiring.Component):
             m.d.sync += [self.ended.eq(1), self.fault.code.eq(code), self.fault.index.eq(index)]
             m.next = "ENDED"
 
-        # A descriptor is a beat or several; of the widest bus, half a beat
+        # A descriptor is a beat or several; of the widest buses, a part of one
         whole = max(WORD_BITS // self._data_bits, 1)
-        halves = self._data_bits > WORD_BITS
-        half = Signal(WORD_BITS, reset_less=True)
-        held = Signal()  # `half` is the next descriptor
+        many = self._data_bits > WORD_BITS
+        places = range(0, self._data_bits, WORD_BITS)
+        rest = Signal(max(self._data_bits - WORD_BITS, WORD_BITS), reset_less=True)
+        held = Signal(range(max(len(places), 2)))  # descriptors in `rest`
         with m.FSM():
             with m.State("TAKE"):
                 with m.If(self.received == self.length):
@@ -174,15 +175,19 @@ class Dispatcher(wiring.Component):
                     ]
                     m.next = "ENDED"
                 with m.Else():
-                    m.d.comb += self.beats.ready.eq(~held)
+                    m.d.comb += self.beats.ready.eq(held == 0)
                     m.d.sync += index.eq(self.received)
-                    with m.If(self.beats.valid | held):
+                    with m.If(self.beats.valid | (held != 0)):
                         data = self.beats.payload.data
-                        if halves:
+                        if many:
+                            come = [data[at : at + WORD_BITS] for at in places[1:]]
+                            kept = [rest[at : at + WORD_BITS] for at in places[1:-1]]
+                            moves = zip(kept, come[:-1], strict=True)
                             m.d.sync += [
-                                word.eq(Mux(held, half, data)),
-                                half.eq(data[WORD_BITS:]),
-                                held.eq(~held),
+                                word.eq(Mux(held != 0, rest, data)),
+                                # Nothing has to follow the last one
+                                rest.eq(Cat(*(Mux(held != 0, *move) for move in moves), come[-1])),
+                                held.eq(held - 1),  # from 0 to all of a beat but the first
                             ]
                         else:
                             m.d.sync += word.eq(Cat(word, data)[self._data_bits :])

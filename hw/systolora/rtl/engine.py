@@ -53,7 +53,7 @@ class Engine(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
         self.design_key: Hashable = config
-        bits, address = config.bus_bits, config.address_bits
+        bits, address = config.beat_bits, config.address_bits
         members: dict[str, wiring.Member] = {
             "program": In(stream.Signature(BeatLayout(bits))),
             "length": In(INDEX_BITS),
@@ -83,7 +83,7 @@ class Engine(wiring.Component):
         m = Module()
         config = self.config
         array = {"rows": config.rows, "cols": config.cols, "segments": config.segments}
-        bus = {"data_bits": config.bus_bits, "address_bits": config.address_bits}
+        bus = {"data_bits": config.beat_bits, "address_bits": config.address_bits}
         sizes = {
             "act_entry_bytes": config.act_entry_bytes,
             "act_entries": config.act_entries,
@@ -103,7 +103,7 @@ class Engine(wiring.Component):
             banks=1,
             entries=config.act_entries,
             entry_bytes=config.act_entry_bytes,
-            bus_bytes=config.bus_bytes,
+            bus_bytes=config.beat_bytes,
             unit_bytes=config.act_unit,
             line_bytes=config.rows,
             planes=config.int16,
@@ -113,7 +113,7 @@ class Engine(wiring.Component):
             banks=config.segments,
             entries=config.wgt_entries,
             entry_bytes=config.wgt_entry_bytes,
-            bus_bytes=config.bus_bytes,
+            bus_bytes=config.beat_bytes,
             unit_bytes=config.wgt_unit,
             line_bytes=config.lanes,
             planes=config.int16,

@@ -65,7 +65,7 @@ class MemoryReader(wiring.Component):
 
     Parameters
     ----------
-    data_bits : width of the bus, 64 to 1024
+    data_bits : width of the bus, 64 to 2048
     address_bits : width of an address
     outstanding : bursts under way (and ends of requests among them) at most
     burst_beats : beats of a burst at most, a power of two up to 256; and at most 4 KiB

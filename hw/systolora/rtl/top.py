@@ -10,6 +10,7 @@ from systolora.config import AcceleratorConfig
 from systolora.contract import REGISTER_ADDRESS_BITS, REGISTER_BITS
 from systolora.rtl.axi import MemorySignature, ReadSignature, WriteSignature
 from systolora.rtl.axi_lite import LiteSignature
+from systolora.rtl.channels import ChannelGang
 from systolora.rtl.core import Core
 from systolora.rtl.csr import Csr
 from systolora.rtl.engine import CLIENTS, Engine
@@ -32,7 +33,7 @@ class Top(wiring.Component):
     Members
     -------
     s_axil : registers (docs/contract.md)
-    m_axi : memory
+    m_axi : memory; with several channels an array of them, which ChannelGang joins
     irq : a run ended, until software clears it
     """
 
@@ -45,10 +46,11 @@ class Top(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
         self.design_key: Hashable = config
+        memory = Out(MemorySignature(config.bus_bits, config.address_bits))
         super().__init__(
             {
                 "s_axil": In(LiteSignature(REGISTER_ADDRESS_BITS, REGISTER_BITS)),
-                "m_axi": Out(MemorySignature(config.bus_bits, config.address_bits)),
+                "m_axi": memory.array(config.channels) if config.channels > 1 else memory,
                 "irq": Out(1),
             }
         )
@@ -61,7 +63,7 @@ class Top(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
-        bits = {"data_bits": config.bus_bits, "address_bits": config.address_bits}
+        bits = {"data_bits": config.beat_bits, "address_bits": config.address_bits}
         csr = Csr(config)
         control = RunControl(**bits)
         engine = Engine(config)
@@ -106,8 +108,9 @@ class Top(wiring.Component):
             self._channels(
                 m, reader.m_axi, arbiter.clients[number], ReadSignature(*bits.values()), inner=False
             )
-        self._channels(m, arbiter.m_axi, self.m_axi, ReadSignature(*bits.values()), inner=False)
-        self._channels(m, writer.m_axi, self.m_axi, WriteSignature(*bits.values()), inner=False)
+        axi = self._memory(m, platform)
+        self._channels(m, arbiter.m_axi, axi, ReadSignature(*bits.values()), inner=False)
+        self._channels(m, writer.m_axi, axi, WriteSignature(*bits.values()), inner=False)
 
         # Memory engines
         settings = csr.settings
@@ -164,8 +167,7 @@ class Top(wiring.Component):
             m.d.comb += control.memory_fault[number].eq(fault)
 
         # Counters of the bus
-        axi = self.m_axi
-        strobes = Signal(config.bus_bytes)
+        strobes = Signal(config.beat_bytes)
         wrote = Signal()
         read = Signal()
         m.d.sync += [
@@ -176,13 +178,27 @@ class Top(wiring.Component):
         m.d.comb += csr.events.eq(engine.events)
         m.d.comb += [csr.events.read_bytes.eq(0), csr.events.write_bytes.eq(0)]
         with m.If(read):
-            m.d.comb += csr.events.read_bytes.eq(config.bus_bytes)
+            m.d.comb += csr.events.read_bytes.eq(config.beat_bytes)
         with m.If(wrote):
             written: Value = Const(0, 1)
-            for lane in range(config.bus_bytes):
+            for lane in range(config.beat_bytes):
                 written = written + strobes[lane]
             m.d.comb += csr.events.write_bytes.eq(written)
         return m
+
+    def _memory(self, m: Module, platform: object):
+        """Memory as the engines see it: one port, as wide as all channels."""
+        config = self.config
+        if config.channels == 1:
+            return self.m_axi
+        gang = ChannelGang(
+            channels=config.channels, data_bits=config.bus_bits, address_bits=config.address_bits
+        )
+        place(m, platform, "channel_gang", gang)
+        bus = MemorySignature(config.bus_bits, config.address_bits)
+        for inner, outer in zip(gang.m_axi, self.m_axi, strict=True):
+            self._channels(m, inner, outer, bus, inner=False)
+        return gang.wide
 
     def _channels(self, m: Module, one, other, signature, *, inner: bool = True) -> None:
         """Joins the channels of `one` and `other`, which both lead away from the master.

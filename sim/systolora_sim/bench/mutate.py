@@ -41,7 +41,7 @@ def cost(
         if fault != Fault.NONE or (kind == Kind.CONTROL and f["action"] == Action.END):
             break
         if kind == Kind.LOAD:
-            cycles += f["rows"] * -(-f["row_bytes"] // config.bus_bytes)
+            cycles += f["rows"] * -(-f["row_bytes"] // config.beat_bytes)
         elif kind == Kind.EXEC:
             cycles += _exec_cycles(config, f)
         elif kind == Kind.POST:
@@ -57,7 +57,7 @@ def _exec_cycles(config: AcceleratorConfig, f: Fields) -> int:
 
 def _post_cycles(config: AcceleratorConfig, f: Fields) -> int:
     extents = [extent for extent in (post_reads(f), post_writes(f)) if extent is not None]
-    beats = sum(e.rows * -(-e.row_bytes // config.bus_bytes) for e in extents)
+    beats = sum(e.rows * -(-e.row_bytes // config.beat_bytes) for e in extents)
     return beats + (2 * f["rows"] if f["opcode"] == Opcode.ROWS else config.cols)
 
 

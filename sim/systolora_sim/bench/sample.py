@@ -104,7 +104,7 @@ class _Layout:
     """Places tensors in memory one after the other, rows aligned to beats."""
 
     def __init__(self, config: AcceleratorConfig, first: int) -> None:
-        self.beat, self.next = config.bus_bytes, first
+        self.beat, self.next = config.beat_bytes, first
         self.contents: list[tuple[Tensor, NDArray]] = []
 
     def room(self, rows: int, row_bytes: int) -> Tensor:

@@ -50,14 +50,17 @@ class MemoryModel:
     ----------
     read_latency : cycles from an address to its first beat, at least 1
     write_latency : cycles from the last beat of a burst to its response, at least 1
+    skew : cycles that a channel takes longer for either than the one before it
     read_outstanding, write_outstanding : bursts accepted and unfinished at most, 0 for any number
     write_late : data is written when its response goes out, not when it comes
-    stall_seed : seed of random stalls of every channel (also of the registers'), None for none
+    stall_seed : seed of random stalls, other ones of each part of each port (also of the
+        registers'), None for none
     errors : injected errors
     """
 
     read_latency: int = 40
     write_latency: int = 40
+    skew: int = 0
     read_outstanding: int = 0
     write_outstanding: int = 0
     write_late: bool = False
@@ -146,7 +149,7 @@ class ScriptResult:
     cycles : of the whole run, from the reset
     events : of each command begun, `cycle` (at its end), `idle` (no burst under way then), and:
         response, accepted (cycle in which a write was complete), value, irq
-    bus : totals: read_bursts, read_beats, write_bursts, write_beats, written_bytes
+    bus : totals of all channels: read_bursts, read_beats, write_bursts, write_beats, written_bytes
     image : the memory afterwards
     last_writes : uint64 per 64 bytes of the image: cycle of the last write on the bus, 0 if none
     """
@@ -178,6 +181,7 @@ def _lines(
     lines = [
         f"memory {base:#x} image.bin",
         f"latency {memory.read_latency} {memory.write_latency}",
+        f"skew {memory.skew}",
         f"outstanding {memory.read_outstanding} {memory.write_outstanding}",
         f"watchdog {watchdog}",
         f"limit {limit}",

@@ -64,6 +64,7 @@ def build_system(
     cache: Path,
     *,
     top: str = TOP,
+    channels: int = 1,
     trace: str | None = None,
     driver: Path | None = None,
 ) -> Simulator:
@@ -73,6 +74,7 @@ def build_system(
     ----------
     verilog : file that holds the module `top`
     cache : directory of simulators
+    channels : memory ports of it, 1, 2 or 4
     trace : `.fst` or `.vcd`: a slower one that can write such traces
     driver : file of the C driver, which then is a part of the harness: with its header beside it,
         and systolora_regs.h beside the Verilog
@@ -87,7 +89,8 @@ def build_system(
         raise BenchError(f"SIM = {name}: the whole accelerator needs verilator")
     sources = sorted(_HARNESS.glob("*.cpp"))
     files = [verilog, *sorted(_HARNESS.rglob("*.h")), *sources]
-    options, flags, libraries = list(_OPTIONS), list(_CFLAGS), []
+    options, libraries = list(_OPTIONS), []
+    flags = [*_CFLAGS, f"-DSYSTOLORA_CHANNELS={channels}"]
     if trace is not None:
         option, include, libraries = _TRACES[trace]
         options.append(option)
@@ -115,7 +118,7 @@ def build_system(
         command += [str(source.resolve()) for source in sources] + objects
         _run(command, work, f"{verilog}: verilator could not build it")
 
-    parts = ["system", top, *options, *_CFLAGS, str(trace), str(driver is not None)]
+    parts = ["system", top, *options, *_CFLAGS, str(channels), str(trace), str(driver is not None)]
     parts += [build_environment(name)["MAKEFLAGS"], package_version("verilator")]
     return cached_build(name, parts, files, cache, compile_in)
 

@@ -131,8 +131,8 @@ class Dispatcher:
         self._columns, self._length, self._fetch = columns, length, fetch
         self._queues, self._reads, self._writer = queues, reads, writer
         self._checks = _check_cycles(config, columns, length)
-        self._beats = max(1, DESCRIPTOR_BYTES // config.bus_bytes)
-        self._per_beat = max(1, config.bus_bytes // DESCRIPTOR_BYTES)
+        self._beats = max(1, DESCRIPTOR_BYTES // config.beat_bytes)
+        self._per_beat = max(1, config.beat_bytes // DESCRIPTOR_BYTES)
         self.ended = self.dispatched = 0
 
     @property

@@ -7,6 +7,8 @@ namespace {
 constexpr uint64_t BOUNDARY = 4096;
 constexpr size_t EARLY_BEATS = 512;
 constexpr unsigned INCR = 1;
+// Random streams from one channel to the next: beyond those of AXI4-Lite.
+constexpr unsigned STREAMS = 24;
 
 // ~0 in the low `bytes` bits.
 Strobe all_strobes(unsigned bytes) { return ~Strobe{0} >> (MAX_BUS_BYTES - bytes); }
@@ -28,20 +30,49 @@ unsigned count(Strobe bits) {
 
 }  // namespace
 
-Memory::Memory(MemorySettings settings, unsigned bus_bytes)
-    : settings_{std::move(settings)},
+MemoryImage::MemoryImage(uint64_t base, std::vector<uint8_t> bytes)
+    : base_{base}, bytes_{std::move(bytes)}, last_writes_((bytes_.size() + WORD - 1) / WORD, 0) {
+    if (base_ % BOUNDARY || bytes_.size() % WORD)
+        throw Stop{"job", "memory: base must be a multiple of 4096 and size one of 64"};
+}
+
+bool MemoryImage::put(uint64_t address, const std::vector<uint8_t>& bytes) {
+    if (!holds(address, bytes.size())) return false;
+    std::memcpy(bytes_.data() + (address - base_), bytes.data(), bytes.size());
+    return true;
+}
+
+void MemoryImage::write(uint64_t cycle, uint64_t address, const uint8_t* data, Strobe strobe,
+                        unsigned bus_bytes) {
+    const uint64_t offset = address - base_;
+    uint8_t* target = bytes_.data() + offset;
+    if (strobe == all_strobes(bus_bytes)) {
+        std::memcpy(target, data, bus_bytes);
+    } else {
+        for (unsigned byte = 0; byte < bus_bytes; ++byte)
+            if (strobe >> byte & 1) target[byte] = data[byte];
+    }
+    for (unsigned at = 0; at < bus_bytes; at += WORD)
+        if (static_cast<uint64_t>(strobe >> at)) last_writes_[(offset + at) / WORD] = cycle;
+}
+
+Memory::Memory(const MemorySettings& settings, MemoryImage& image, unsigned bus_bytes,
+               Interleave place)
+    : settings_{settings},
+      image_{image},
       bus_bytes_{bus_bytes},
       size_{static_cast<unsigned>(__builtin_ctz(bus_bytes))},
-      last_writes_((settings_.image.size() + WORD - 1) / WORD, 0),
-      stall_ar_{settings_.stalls, settings_.stall_seed, 0},
-      stall_aw_{settings_.stalls, settings_.stall_seed, 1},
-      stall_w_{settings_.stalls, settings_.stall_seed, 2},
-      stall_r_{settings_.stalls, settings_.stall_seed, 3},
-      stall_b_{settings_.stalls, settings_.stall_seed, 4},
-      random_{settings_.stall_seed * 64 + 5} {
-    if (settings_.base % BOUNDARY || settings_.image.size() % WORD)
-        throw Stop{"job", "memory: base must be a multiple of 4096 and size one of 64"};
-    if (settings_.read_latency < 1 || settings_.write_latency < 1)
+      place_{place},
+      read_latency_{settings.read_latency + place.channel * settings.skew},
+      write_latency_{settings.write_latency + place.channel * settings.skew},
+      name_{place.channels > 1 ? text("m_axi_%u", place.channel) : "m_axi"},
+      stall_ar_{settings.stalls, settings.stall_seed, STREAMS * place.channel},
+      stall_aw_{settings.stalls, settings.stall_seed, STREAMS * place.channel + 1},
+      stall_w_{settings.stalls, settings.stall_seed, STREAMS * place.channel + 2},
+      stall_r_{settings.stalls, settings.stall_seed, STREAMS * place.channel + 3},
+      stall_b_{settings.stalls, settings.stall_seed, STREAMS * place.channel + 4},
+      random_{settings.stall_seed * 64 + STREAMS * place.channel + 5} {
+    if (settings.read_latency < 1 || settings.write_latency < 1)
         throw Stop{"job", "latency: must be at least 1"};
 }
 
@@ -55,18 +86,11 @@ void Memory::reset() {
     answers_.clear();
 }
 
-bool Memory::put(uint64_t address, const std::vector<uint8_t>& bytes) {
-    const Range image{settings_.base, settings_.image.size()};
-    if (!image.holds(address, bytes.size())) return false;
-    std::memcpy(settings_.image.data() + (address - settings_.base), bytes.data(), bytes.size());
-    return true;
-}
-
 void Memory::check_reset(uint64_t cycle, const MasterPins& master) const {
     if (master.ar.valid || master.aw.valid || master.wvalid)
-        violation(cycle, text("m_axi: %s is 1 in reset", master.ar.valid   ? "arvalid"
-                                                         : master.aw.valid ? "awvalid"
-                                                                           : "wvalid"));
+        violation(cycle, name_ + text(": %s is 1 in reset", master.ar.valid   ? "arvalid"
+                                                            : master.aw.valid ? "awvalid"
+                                                                              : "wvalid"));
 }
 
 bool Memory::permitted(const std::vector<Range>& windows, uint64_t address, uint64_t bytes) const {
@@ -79,12 +103,11 @@ bool Memory::permitted(const std::vector<Range>& windows, uint64_t address, uint
 Response Memory::respond(bool write, uint64_t address) const {
     for (const InjectedError& error : settings_.errors)
         if (error.write == write && error.range.meets(address, bus_bytes_)) return error.response;
-    const Range image{settings_.base, settings_.image.size()};
-    return image.holds(address, bus_bytes_) ? OKAY : DECERR;
+    return image_.holds(address, bus_bytes_) ? OKAY : DECERR;
 }
 
 void Memory::check_address(uint64_t cycle, const char* name, const AddressChannel& c) const {
-    const auto where = text("m_axi: %saddr = 0x%llx: ", name, wide(c.address));
+    const auto where = name_ + text(": %saddr = 0x%llx: ", name, wide(c.address));
     if (c.size != size_)
         violation(cycle, where + text("%ssize = %u: must be %u", name, c.size, size_));
     if (c.burst != INCR)
@@ -99,16 +122,16 @@ void Memory::check_address(uint64_t cycle, const char* name, const AddressChanne
 void Memory::check_stable(uint64_t cycle, const MasterPins& now) {
     const MasterPins& was = before_;
     if (was.ar.valid && !(now.ar == was.ar))
-        violation(cycle, now.ar.valid ? "m_axi: AR changed before arready"
-                                      : "m_axi: arvalid was withdrawn before arready");
+        violation(cycle, name_ + (now.ar.valid ? ": AR changed before arready"
+                                               : ": arvalid was withdrawn before arready"));
     if (was.aw.valid && !(now.aw == was.aw))
-        violation(cycle, now.aw.valid ? "m_axi: AW changed before awready"
-                                      : "m_axi: awvalid was withdrawn before awready");
+        violation(cycle, name_ + (now.aw.valid ? ": AW changed before awready"
+                                               : ": awvalid was withdrawn before awready"));
     if (was.wvalid) {
-        if (!now.wvalid) violation(cycle, "m_axi: wvalid was withdrawn before wready");
+        if (!now.wvalid) violation(cycle, name_ + ": wvalid was withdrawn before wready");
         if (now.wlast != was.wlast || now.wstrb != was.wstrb
             || std::memcmp(now.wdata, was.wdata, bus_bytes_) != 0)
-            violation(cycle, "m_axi: W changed before wready");
+            violation(cycle, name_ + ": W changed before wready");
     }
 }
 
@@ -130,11 +153,13 @@ bool Memory::step(uint64_t cycle, const MasterPins& master) {
     if (ar) {
         check_address(cycle, "ar", master.ar);
         const unsigned beats = master.ar.length + 1;
-        if (!permitted(settings_.read_windows, master.ar.address, uint64_t{beats} * bus_bytes_))
-            violation(cycle, text("m_axi: read of %u bytes at 0x%llx: outside the read windows",
-                                  beats * bus_bytes_, wide(master.ar.address)));
-        reads_.push_back(
-            {master.ar.address, beats, 0, cycle + settings_.read_latency, OKAY});
+        const uint64_t first = linear(master.ar.address);
+        const uint64_t last = linear(master.ar.address + uint64_t{beats - 1} * bus_bytes_);
+        if (!permitted(settings_.read_windows, first, last - first + bus_bytes_))
+            violation(cycle,
+                      name_ + text(": read of %u bytes at 0x%llx: outside the read windows",
+                                   beats * bus_bytes_, wide(first)));
+        reads_.push_back({master.ar.address, beats, 0, cycle + read_latency_, OKAY});
         ++counts_.read_bursts;
     }
     if (aw) {
@@ -166,19 +191,19 @@ bool Memory::step(uint64_t cycle, const MasterPins& master) {
 // One beat of the oldest burst whose data is not complete.
 void Memory::take_beat(uint64_t cycle, const Beat& beat) {
     Burst& burst = writes_.front();
-    const uint64_t address = burst.address + uint64_t{burst.beat} * bus_bytes_;
+    const uint64_t address = linear(burst.address + uint64_t{burst.beat} * bus_bytes_);
     const bool last = ++burst.beat == burst.beats;
     if (beat.last != last)
-        violation(cycle, text("m_axi: wlast is %d in beat %u of %u of the burst at 0x%llx",
-                              beat.last, burst.beat, burst.beats, wide(burst.address)));
-    if (beat.strobe & ~all_strobes(bus_bytes_)) violation(cycle, "m_axi: wstrb beyond the bus");
+        violation(cycle, name_ + text(": wlast is %d in beat %u of %u of the burst at 0x%llx",
+                                      beat.last, burst.beat, burst.beats, wide(burst.address)));
+    if (beat.strobe & ~all_strobes(bus_bytes_)) violation(cycle, name_ + ": wstrb beyond the bus");
     if (beat.strobe) {
         // From the first byte written to the last.
         const unsigned low = lowest(beat.strobe);
         const unsigned high = highest(beat.strobe);
         if (!permitted(settings_.write_windows, address + low, high - low + 1))
-            violation(cycle, text("m_axi: write of 0x%llx .. 0x%llx: outside the write windows",
-                                  wide(address + low), wide(address + high)));
+            violation(cycle, name_ + text(": write of 0x%llx .. 0x%llx: outside the write windows",
+                                          wide(address + low), wide(address + high)));
         const Response response = respond(true, address);
         if (response != OKAY && burst.response == OKAY) burst.response = response;
         if (response == OKAY) {
@@ -186,27 +211,14 @@ void Memory::take_beat(uint64_t cycle, const Beat& beat) {
             if (settings_.write_late)
                 late_.emplace_back(address, beat);
             else
-                apply(cycle, address, beat);
+                image_.write(cycle, address, beat.data, beat.strobe, bus_bytes_);
         }
     }
     if (last) {
-        answers_.push_back({burst.response, cycle + settings_.write_latency, std::move(late_)});
+        answers_.push_back({burst.response, cycle + write_latency_, std::move(late_)});
         late_.clear();
         writes_.pop_front();
     }
-}
-
-void Memory::apply(uint64_t cycle, uint64_t address, const Beat& beat) {
-    const uint64_t offset = address - settings_.base;
-    uint8_t* target = settings_.image.data() + offset;
-    if (beat.strobe == all_strobes(bus_bytes_)) {
-        std::memcpy(target, beat.data, bus_bytes_);
-    } else {
-        for (unsigned byte = 0; byte < bus_bytes_; ++byte)
-            if (beat.strobe >> byte & 1) target[byte] = beat.data[byte];
-    }
-    for (unsigned at = 0; at < bus_bytes_; at += WORD)
-        if (static_cast<uint64_t>(beat.strobe >> at)) last_writes_[(offset + at) / WORD] = cycle;
 }
 
 // The pins of AR and R in cycle + 1.
@@ -220,12 +232,12 @@ void Memory::next_read(uint64_t cycle, bool moved) {
         out_.rvalid = !reads_.empty() && reads_.front().ready_cycle <= cycle + 1 && !stalled;
         if (out_.rvalid) {
             const Burst& burst = reads_.front();
-            const uint64_t address = burst.address + uint64_t{burst.beat} * bus_bytes_;
+            const uint64_t address = linear(burst.address + uint64_t{burst.beat} * bus_bytes_);
             const Response response = respond(false, address);
             out_.rresp = response;
             out_.rlast = burst.beat + 1 == burst.beats;
             if (response == OKAY)
-                std::memcpy(out_.rdata, &settings_.image[address - settings_.base], bus_bytes_);
+                std::memcpy(out_.rdata, image_.at(address), bus_bytes_);
             else
                 std::memset(out_.rdata, 0xEE, bus_bytes_);
         } else if (settings_.stalls) {
@@ -248,7 +260,8 @@ void Memory::next_write(uint64_t cycle, const MasterPins& master, bool moved) {
     if (moved || !out_.bvalid) {
         out_.bvalid = !answers_.empty() && answers_.front().ready_cycle <= cycle + 1 && !stalled;
         if (out_.bvalid) {
-            for (const auto& [address, beat] : answers_.front().late) apply(cycle, address, beat);
+            for (const auto& [address, beat] : answers_.front().late)
+                image_.write(cycle, address, beat.data, beat.strobe, bus_bytes_);
             out_.bresp = answers_.front().response;
         }
     }

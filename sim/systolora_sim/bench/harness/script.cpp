@@ -99,6 +99,8 @@ bool read_setting(Job& job, const std::string& name, Line& line) {
     } else if (name == "latency") {
         memory.read_latency = static_cast<unsigned>(line.number());
         memory.write_latency = static_cast<unsigned>(line.number());
+    } else if (name == "skew") {
+        memory.skew = static_cast<unsigned>(line.number());
     } else if (name == "outstanding") {
         memory.read_outstanding = static_cast<unsigned>(line.number());
         memory.write_outstanding = static_cast<unsigned>(line.number());
@@ -175,7 +177,7 @@ uint32_t word(uint64_t number) {
     return static_cast<uint32_t>(number);
 }
 
-void run_command(const Command& command, Simulation& simulation, Memory& memory, LiteMaster& lite,
+void run_command(const Command& command, Simulation& simulation, Channels& memory, LiteMaster& lite,
                  Events& events) {
     const auto& numbers = command.numbers;
     if (command.name == "write") {
@@ -203,11 +205,12 @@ void run_command(const Command& command, Simulation& simulation, Memory& memory,
         simulation.reset(numbers[0]);
     } else if (command.name == "load") {
         const std::vector<uint8_t> bytes = read_bytes(command.file);
-        if (!memory.put(numbers[0], bytes)) throw Stop{"job", "load: outside the image"};
+        if (!memory.image().put(numbers[0], bytes)) throw Stop{"job", "load: outside the image"};
     } else if (command.name == "dump") {
-        write_bytes(command.file, memory.image().data(), memory.image().size());
+        const auto& bytes = memory.image().bytes();
+        write_bytes(command.file, bytes.data(), bytes.size());
     } else if (command.name == "dump_writes") {
-        const auto& cycles = memory.last_writes();
+        const auto& cycles = memory.image().last_writes();
         write_bytes(command.file, cycles.data(), cycles.size() * sizeof cycles[0]);
     } else {
         DriverProgram program;
@@ -257,7 +260,7 @@ bool run_job(Job job, const std::string& result) {
     try {
         const bool stalls = job.memory.stalls;
         const uint64_t seed = job.memory.stall_seed;
-        const auto memory = std::make_unique<Memory>(std::move(job.memory), BUS_BYTES);
+        const auto memory = std::make_unique<Channels>(std::move(job.memory), CHANNELS, BUS_BYTES);
         LiteMaster lite{stalls, seed};
         Simulation simulation{job.simulation, *memory, lite};
         try {

@@ -5,6 +5,7 @@
 //
 //   memory BASE FILE                  the image: FILE's bytes at BASE
 //   latency READ WRITE                cycles, see MemorySettings
+//   skew CYCLES                       that a channel takes longer than the one before it
 //   outstanding READ WRITE
 //   write_late
 //   stalls SEED

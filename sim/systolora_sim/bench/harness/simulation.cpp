@@ -50,8 +50,8 @@ public:
 };
 #endif
 
-Simulation::Simulation(SimulationSettings settings, Memory& memory, LiteMaster& lite)
-    : settings_{std::move(settings)}, memory_{memory}, lite_{lite} {
+Simulation::Simulation(SimulationSettings settings, Channels& memory, LiteMaster& lite)
+    : settings_{std::move(settings)}, memory_{memory}, lite_{lite}, masters_(memory.size()) {
     context_ = std::make_unique<VerilatedContext>();
     if (!settings_.trace.empty()) context_->traceEverOn(true);
     top_ = std::make_unique<Vtop>(context_.get());
@@ -74,10 +74,10 @@ void Simulation::tick(bool reset) {
     // is a cycle, whatever is combinational in the design.
     top_->clk = 0;
     top_->rst = reset;
-    drive(*top_, memory_.pins(), lite_.pins());
+    drive(*top_, memory_, lite_.pins());
     top_->eval();
     if (trace_) trace_->dump(PERIOD * cycle_);
-    sample(*top_, master_, slave_);
+    sample(*top_, masters_, slave_);
     if (top_->irq && !irq_) irq_rise_ = cycle_;
     irq_ = top_->irq;
     top_->clk = 1;
@@ -87,7 +87,7 @@ void Simulation::tick(bool reset) {
 
 void Simulation::cycle() {
     tick(false);
-    const bool moved = memory_.step(cycle_, master_);
+    const bool moved = memory_.step(cycle_, masters_);
     lite_.step(cycle_, slave_);
     ++cycle_;
     idle_ = moved ? 0 : idle_ + 1;
@@ -117,7 +117,7 @@ void Simulation::reset(uint64_t cycles) {
         tick(true);
         // The first of them is what the design did before it saw the reset.
         if (count > 0) {
-            memory_.check_reset(cycle_, master_);
+            memory_.check_reset(cycle_, masters_);
             lite_.check_reset(cycle_, slave_);
         }
         ++cycle_;

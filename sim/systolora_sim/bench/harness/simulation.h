@@ -5,9 +5,10 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "channels.h"
 #include "lite.h"
-#include "memory.h"
 
 class Vtop;
 class VerilatedContext;
@@ -26,7 +27,7 @@ struct SimulationSettings {
 
 class Simulation {
 public:
-    Simulation(SimulationSettings settings, Memory& memory, LiteMaster& lite);
+    Simulation(SimulationSettings settings, Channels& memory, LiteMaster& lite);
     ~Simulation();
 
     // One clock cycle. Throws Stop.
@@ -57,12 +58,12 @@ private:
     void report();
 
     SimulationSettings settings_;
-    Memory& memory_;
+    Channels& memory_;
     LiteMaster& lite_;
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Vtop> top_;
     std::unique_ptr<Trace> trace_;
-    MasterPins master_;
+    std::vector<MasterPins> masters_;  // of each channel
     LiteSlavePins slave_;
     uint64_t cycle_ = 0, idle_ = 0, irq_rise_ = 0;
     bool irq_ = false, watching_ = false;
