@@ -23,6 +23,8 @@ MAX_BEAT_BITS = 2048
 MAX_BUFFER_BYTES = 1 << 26
 #: Fields that are true or false.
 _FLAGS = ("int16", "fused_quantize")
+#: Fields that the first configurations did not have, and what those are in them.
+LATER = {"fused_quantize": False, "channels": 1}
 
 
 class ConfigError(ValueError):
@@ -244,12 +246,13 @@ class AcceleratorConfig:
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON of the fields.
 
-        `fused_quantize` is left out where it is false: what was generated, compiled or measured
-        before the field existed is of the same configuration.
+        Later fields are left out where they have their first values: what was generated, compiled
+        or measured before a field existed is of the same configuration.
         """
         named = self.to_dict()
-        if not self.fused_quantize:
-            del named["fused_quantize"]
+        for name, first in LATER.items():
+            if named[name] == first:
+                del named[name]
         text = json.dumps(named, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
