@@ -272,20 +272,26 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
     yield from ("## All workloads beside SCALE-Sim's best of WS and OS", "")
     yield (
         "Cycle model, SGD, delayed scaling; groups of layers with one input as programs of their "
-        "own, added up; beyond "
-        f"{CUT} rows a group's cycles and bytes are extrapolated from {CUT // 2} and {CUT}. "
+        "own, added up; where these are slower than SCALE-Sim, the step again as one program, by "
+        "`systolora perf`; of groups, beyond "
+        f"{CUT} rows cycles and bytes are extrapolated from {CUT // 2} and {CUT}. "
         "Ratio: SCALE-Sim's best / ours; bus: bits each way. SCALE-Sim has "
         "perfect memory and counts neither update nor quantization. A wider bus is tried where "
         "the ratio is below 1."
     )
     yield ""
-    head = ["workload", "rank", "batch", "bus", "cycles", "share", "read bus", "ratio"]
+    head = ["workload", "rank", "batch", "bus", "as", "cycles", "share", "read bus", "ratio"]
     head.append("never below")
     lines: list[list[object]] = []
     for row in rows:
         for width, found in row["widths"].items():
-            line = [row["workload"], row["rank"], row["batch"], width, f"{found['cycles']:,}"]
-            line += [f"{found['share']:.1%}", f"{found['read']:.1%}", f"{found['ratio']:.2f}"]
+            line = [row["workload"], row["rank"], row["batch"], width, found["way"]]
+            line += [
+                f"{found['cycles']:,}",
+                f"{found['share']:.1%}",
+                f"{found['read']:.1%}",
+                f"{found['ratio']:.2f}",
+            ]
             lines.append([*line, _verdict(found["ratio"])])
     yield from _table(head, lines)
     counts = Counter(
