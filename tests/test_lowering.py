@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from systolora.config import AcceleratorConfig, preset
-from systolora.contract import Fault
+from systolora.contract import Fault, Kind
 from systolora_sim import golden
+from systolora_sim.descriptor import decode
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.lowering import (
     CompileError,
@@ -313,3 +314,51 @@ def test_many_layers_wait_for_quantization():
             b=replace(each.b, tensor_id=2 * index + 1),
         )
     check_training(replace(state, layers=layers), ODD["least"])
+
+
+# Large operands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("modes", [{}, {"H": 900, "Y": 5000, "dH": 1000, "dX": 3000}])
+def test_large_tensors_are_quantized_in_pieces(modes, bits, monkeypatch):
+    """Between pieces come other tensors' maxima, status words and steps that are needed first."""
+    monkeypatch.setattr("systolora_sim.quantization.CHUNK", 8)
+    names = frozenset(["H", "Y", "dH", "dX"]) if modes else frozenset[str]()
+    for stochastic in (frozenset[str](), frozenset(["H", "dH"])):
+        state = state_of(
+            "momentum", layers=3, delayed=names, stochastic=stochastic, amax=modes, widths=bits
+        )
+        check_training(state, TINY, runs=2)
+    layer = quantized_layer(gaussian(90, 33, 40, 7, SEED), want_dx=True)
+    whole = compile_layer(layer, TINY)
+    monkeypatch.setattr("systolora_sim.quantization.CHUNK", 1 << 20)
+    assert compile_layer(layer, TINY).length < whole.length
+    monkeypatch.setattr("systolora_sim.quantization.CHUNK", 8)
+    check_layer(layer, TINY)
+
+
+def loaded(program: StepProgram, name: str) -> int:
+    """Bytes that the LOADs of a program take from a tensor."""
+    symbol, total = program.symbols[name], 0
+    for data in program.program:
+        kind, fields = decode(data.tobytes())
+        if kind == Kind.LOAD and 0 <= fields["address"] - symbol.address < symbol.size:
+            total += fields["rows"] * fields["row_bytes"]
+    return total
+
+
+@pytest.mark.parametrize(("rank", "blocks"), [(0, 4), (3, 2)])
+def test_rows_that_do_not_stay_come_once_for_a_panel(rank, blocks):
+    """Of as many column blocks as there are banks, or pairs of them with a low-rank term."""
+    config = TINY.with_fields(act_bytes=1 << 10)
+    n, d, k = config.bank_depth, 6 * config.cols, 160
+    assert n * k > config.act_bytes
+    layer = quantized_layer(gaussian(n, k, d, max(rank, 1), SEED))
+    if not rank:
+        scales = {name: layer.scales[name] for name in ("x", "weight")}
+        layer = Layer(name="frozen", x=layer.x, weight=layer.weight, scales=scales)
+    program = check_layer(layer, config)
+    panels = -(-(d // config.cols) // blocks)
+    others = 2 * n * k if rank else 0  # H and dA
+    assert panels * n * k <= loaded(program, "x") <= panels * n * k + others
