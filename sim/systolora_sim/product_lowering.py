@@ -186,7 +186,7 @@ class ProductLowering:
             )
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
 
-    def _load(self, edge: Edge | None) -> int:
+    def _load(self, edge: Edge) -> int:
         """Cycles that a stationary tile takes to enter."""
         return self.config.left_load if edge == Edge.LEFT else self.config.top_load
 
@@ -270,10 +270,11 @@ class ProductLowering:
         operands = self.operands[name, dataflow]
         if isinstance(operands, _Weights):
             return list(self._weight_stationary(operands, block, base, cuts))
-        # Each drains beside weight-stationary tiles, whose loads have to wait for it; a deep one
-        # drains while the next one is computed.
-        shallow = operands.left.symbol.rows < config.rows - self._load(self.product.edge)
-        single = name == "term" and self.paired and shallow
+        # Each drains beside the tiles of the main product. Weight-stationary ones have to wait with
+        # their load for it; a deep one drains as well while the next one is computed.
+        edge, depth = self.product.edge, operands.left.symbol.rows
+        apart = edge is None or depth < config.rows - self._load(edge)
+        single = name == "term" and self.paired and apart
         return list(self._output_stationary(operands, block, base, single))
 
     def _weight_stationary(

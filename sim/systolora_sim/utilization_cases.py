@@ -88,8 +88,8 @@ CASES = (
     Case(batch=1, rank=4, target=_B1R4, whole=True, blocks=_ALL),
     Case(batch=1, rank=4, bus_bits=1024, target=_B1R4, whole=True),
     Case(batch=4, rank=16, bits=16, target=Target(0.85)),
-    Case(batch=4, rank=4, cache_base=True, target=_CACHED, whole=True),
-    Case(batch=4, rank=4, bus_bits=1024, cache_base=True, target=_CACHED, whole=True),
+    Case(batch=4, rank=4, cache_base=True, target=_CACHED),
+    Case(batch=4, rank=4, bus_bits=1024, cache_base=True, target=_CACHED),
     Case(batch=4, rank=4, bus_bits=1024, channels=2, cache_base=True, target=_CACHED, whole=True),
     Case(batch=4, rank=4, just_in_time=True),
 )
