@@ -84,7 +84,7 @@ CASES = (
     Case(batch=4, rank=4, target=_B4R4, whole=True),
     Case(batch=1, rank=16, target=_B1R16, whole=True),
     Case(batch=1, rank=16, bus_bits=1024, target=_B1R16, whole=True),
-    Case(batch=1, rank=4, target=_B1R4, whole=True, blocks=("textbook-ws", "textbook-ws-better")),
+    Case(batch=1, rank=4, target=_B1R4, whole=True),
     Case(batch=1, rank=4, bus_bits=1024, target=_B1R4, whole=True),
     Case(batch=4, rank=16, bits=16, target=Target(0.85)),
     Case(batch=4, rank=4, cache_base=True, target=_CACHED),

@@ -280,6 +280,8 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
         "the ratio is below 1."
     )
     yield ""
+    if "remark" in known:
+        yield from (known["remark"], "")
     head = ["workload", "rank", "batch", "bus", "as", "cycles", "share", "read bus", "ratio"]
     head.append("never below")
     lines: list[list[object]] = []
