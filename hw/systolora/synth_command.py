@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from .config import AcceleratorConfig
 __all__ = ["add_synth", "synth"]
 
 _DESCRIPTION = """\
-Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, and reports area,
-frequency and the longest path. docs/synthesis.md says how to read the report, what it rests on, and
+Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, or through Yosys and
+OpenSTA to standard cells, and reports area, frequency and the longest path. docs/synthesis.md says how to read the report, what it rests on, and
 what was measured.
 
 The configuration starts from --preset, from --config, or from the preset `ecp5`; the options for
@@ -24,6 +25,8 @@ examples:
   systolora synth --target ecp5-85k
       the 8 x 8 array of the preset ecp5: area, and the median frequency of five seeds
   systolora synth --target xilinx7 --unit pe,post_lane,scale_unit
+  systolora synth --liberty cells.lib --clock 500MHz --unit pe,multiplier,os_pe
+      standard cells of any Liberty files (--liberty A.lib B.lib.gz); timing needs OpenSTA
   systolora synth --all --no-pnr --json area.json
       all units on all targets, area alone"""
 
@@ -38,11 +41,25 @@ def _number(text: str) -> int:
     return value
 
 
+def _clock(text: str) -> float:
+    """The period in ns."""
+    match = re.fullmatch(r"([0-9.]+)\s*([MG])Hz", text)
+    try:
+        megahertz = float(match[1]) * {"M": 1, "G": 1000}[match[2]] if match else 0.0
+    except ValueError:
+        megahertz = 0.0
+    if not 1 <= megahertz <= 100_000:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be a frequency from 1MHz to 100GHz, as 500MHz"
+        )
+    return 1000 / megahertz
+
+
 def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
     """Adds the command, without the options of a configuration."""
     synth = commands.add_parser(
         "synth",
-        help="area and frequency on FPGAs",
+        help="area and frequency on FPGAs and in standard cells",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
     )
@@ -53,12 +70,30 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
         "commas between them",
     )
     synth.add_argument(
+        "--liberty",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="Liberty files, gzipped or not, of one technology: map to its standard cells",
+    )
+    synth.add_argument(
+        "--clock",
+        metavar="FREQUENCY",
+        type=_clock,
+        default=1.0,
+        help="what standard cells aim at, as 500MHz or 1.2GHz; default 1GHz",
+    )
+    synth.add_argument("--no-timing", action="store_true", help="standard cells: area alone")
+    synth.add_argument(
         "--all", action="store_true", help="all targets and all units that are not named"
     )
     synth.add_argument(
         "--unit",
         metavar="NAMES",
-        help="pe, array, edge, post_lane, scale_unit, core, top, or all; default pe,array,edge",
+        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, or all; default "
+        "pe,array,edge on FPGAs",
     )
     synth.add_argument(
         "--seeds", metavar="N", type=_number, default=5, help="of nextpnr, default 5"
@@ -86,16 +121,17 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
 
 def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     """Runs the command."""
-    from .synth.designs import UNITS, unit_names
+    from .synth.designs import unit_names
     from .synth.flow import Options, run
     from .synth.report import text
     from .synth.targets import TARGETS, target
     from .synth.tools import SynthError
 
     named = args.target.split(",") if args.target else list(TARGETS) if args.all else []
-    if not named:
-        raise SynthError("--target or --all: one of them is needed")
-    units = unit_names(args.unit or ("all" if args.all else "pe,array,edge"))
+    if not named and not args.liberty:
+        raise SynthError("--target, --liberty or --all: one of them is needed")
+    usual = "pe,array,edge" if named else "pe,array,post_lane,scale_unit,multiplier,os_pe"
+    units = unit_names(args.unit or ("all" if args.all else usual))
     timed: tuple[str, ...] = ()
     if args.pnr not in (None, "none"):
         timed = unit_names(args.pnr)
@@ -103,7 +139,6 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
             raise SynthError(f"--pnr {missing[0]}: is not among the units of --unit")
     elif args.pnr is None and not args.no_pnr:
         timed = units if len(units) == 1 else ("array",)
-    assert set(units) <= set(UNITS)
     report = run(
         Options(
             config=config,
@@ -111,6 +146,9 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
             timed=timed,
             targets=[target(name) for name in dict.fromkeys(named)],
             seeds=range(1, args.seeds + 1),
+            liberty=args.liberty,
+            period_ns=args.clock,
+            sta=not args.no_timing,
             yosys=args.yosys,
             build_dir=args.build_dir,
             quiet=args.quiet,

@@ -73,6 +73,18 @@ def _top(config: AcceleratorConfig) -> wiring.Component:
     return Top(config)
 
 
+def _os_pe(config: AcceleratorConfig) -> wiring.Component:
+    from systolora.synth.baselines.integer import OutputStationaryPE
+
+    return OutputStationaryPE(operand_bits=config.operand_bits, psum_bits=config.psum_bits)
+
+
+def _multiplier(config: AcceleratorConfig) -> wiring.Component:
+    from systolora.synth.baselines.integer import Multiplier
+
+    return Multiplier(operand_bits=config.operand_bits)
+
+
 #: By name: what it is in words, how it is made, and whether it holds the R x C PEs.
 UNITS: dict[str, tuple[str, Callable[[AcceleratorConfig], wiring.Component]]] = {
     "pe": ("one processing element", _pe),
@@ -82,6 +94,8 @@ UNITS: dict[str, tuple[str, Callable[[AcceleratorConfig], wiring.Component]]] = 
     "scale_unit": ("arithmetic on Scales", _scale_unit),
     "core": ("array, accumulators and post-processor behind streams", _core),
     "top": ("the accelerator", _top),
+    "multiplier": ("a PE's multiplier alone, for its share", _multiplier),
+    "os_pe": ("for comparison: a plain output-stationary PE", _os_pe),
 }
 _WITH_PES = {"array", "core", "top"}
 
@@ -105,5 +119,5 @@ def generate(config: AcceleratorConfig, unit: str) -> Design:
     """The Verilog of a unit; its top module is `systolora_<unit>`."""
     top = f"systolora_{unit}"
     emitted = emit_component(UNITS[unit][1](config), top)
-    pes = config.rows * config.cols if unit in _WITH_PES else int(unit == "pe")
+    pes = config.rows * config.cols if unit in _WITH_PES else int(unit in ("pe", "os_pe"))
     return Design(unit, top, emitted.verilog, pes)
