@@ -108,17 +108,20 @@ def place_and_route(
     for seed in seeds:
         arguments = [
             *pnr.arguments,
-            *("--json", str(netlist / NETLIST), "--freq", str(pnr.freq), "--seed", str(seed)),
+            *("--json", NETLIST, "--freq", str(pnr.freq), "--seed", str(seed)),
             *("--report", "report.json", "--timing-allow-fail"),
             *(("--out-of-context",) if pnr.free_ports else ()),
         ]
-        keys = [word for word in arguments if word != str(netlist / NETLIST)]
 
         def run(directory: Path, arguments: Sequence[str] = arguments) -> None:
+            # A copy: a tool in WebAssembly sees nothing outside of its directory
+            copy = directory / NETLIST
+            copy.write_text(text, encoding="utf-8")
             run_tool(nextpnr, arguments, directory, "nextpnr.log", workspace.progress.tick)
+            copy.unlink()
 
         place = workspace.step(
-            f"{nextpnr.name} {design.unit} seed {seed}", (nextpnr.description, *keys, text), run
+            f"{nextpnr.name} {design.unit} seed {seed}", (nextpnr.description, *arguments, text), run
         )
         results[seed] = json.loads((place / "report.json").read_text(encoding="utf-8"))
     fmax = {seed: _fmax(report) for seed, report in results.items()}
