@@ -74,7 +74,9 @@ def test_every_target_counts_what_it_maps_to(tmp_path, capsys):
     """No cell of a PE is left out of every count."""
     report = tmp_path / "report.json"
     names = [name for name in TARGETS if name not in ("ecp5-45k", "ecp5-25k")]
-    assert synth("--target", ",".join(names), "--unit", "pe", "--no-pnr", "--json", str(report)) == 0
+    assert (
+        synth("--target", ",".join(names), "--unit", "pe", "--no-pnr", "--json", str(report)) == 0
+    )
     fpga = json.loads(report.read_text())["fpga"]
     assert list(fpga) == names
     uncounted = {"INV", "GND", "VCC", "PFUMX", "L6MUX21", "MUX2_LUT5", "MUX2_LUT6", "MUXF7"}
@@ -100,8 +102,8 @@ def test_a_unit_that_does_not_fit(capsys):
         (("--target", "virtex2"), "target = 'virtex2': must be one of ecp5-85k, "),
         (("--target", "ecp5-85k", "--unit", "lut"), "unit = 'lut': must be all or of pe, "),
         (("--target", "ecp5-85k", "--unit", "pe", "--pnr", "core"), "--pnr core: is not among"),
-        (("--target", "ecp5-85k", "--seeds", "0"), "argument --seeds: '0': must be a number from"),
-        (("--liberty", "x.lib", "--clock", "0MHz"), "argument --clock: '0MHz': must be a frequency"),
+        (("--target", "ecp5-85k", "--seeds", "0"), "--seeds: '0': must be a number"),
+        (("--liberty", "x.lib", "--clock", "0MHz"), "--clock: '0MHz': must be a frequency"),
         (("--liberty", "none.lib"), "none.lib: No such file or directory"),
     ],
 )  # fmt: skip
@@ -204,7 +206,9 @@ def test_registers_go_into_multipliers():
     cells = netlist["modules"][design.top]["cells"].values()
     (multiplier,) = [cell for cell in cells if cell["type"] == "MULT18X18D"]
     assert set(multiplier["parameters"]) == {
-        f"REG_{register}_{what}" for register in ("OUTPUT", "INPUTB") for what in ("CLK", "CE", "RST")
+        f"REG_{register}_{what}"
+        for register in ("OUTPUT", "INPUTB")
+        for what in ("CLK", "CE", "RST")
     }
     # A second look finds nothing more to move
     assert dsp_registers.absorb_registers(netlist, design.top) == dsp_registers.Moved(0, 0, 0)

@@ -18,7 +18,7 @@ from systolora_sim.runner import BUILD_DIR
 from test_rtl_core import assert_same, random_program
 from yosys_equal import prove_designs
 
-TECHNOLOGIES = ("ecp5-85k", "ihp-sg13g2", "asap7")
+TECHNOLOGIES = ("ecp5-85k", "ihp-sg13g2", pytest.param("asap7", marks=pytest.mark.slow))
 
 
 def workspace() -> Workspace:

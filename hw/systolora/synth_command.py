@@ -13,8 +13,8 @@ __all__ = ["add_synth", "synth"]
 
 _DESCRIPTION = """\
 Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, or through Yosys and
-OpenSTA to standard cells, and reports area, frequency and the longest path. docs/synthesis.md says how to read the report, what it rests on, and
-what was measured.
+OpenSTA to standard cells, and reports area, frequency and the longest path. docs/synthesis.md says
+how to read the report, what it rests on, and what was measured.
 
 The configuration starts from --preset, from --config, or from the preset `ecp5`; the options for
 single fields replace what is there. Results of the tools are kept under --build-dir: a run that was
@@ -92,8 +92,8 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--unit",
         metavar="NAMES",
-        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, or all; default "
-        "pe,array,edge on FPGAs",
+        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, or all; "
+        "default pe,array,edge on FPGAs, all but edge, core and top with --liberty alone",
     )
     synth.add_argument(
         "--seeds", metavar="N", type=_number, default=5, help="of nextpnr, default 5"

@@ -121,7 +121,9 @@ def place_and_route(
             copy.unlink()
 
         place = workspace.step(
-            f"{nextpnr.name} {design.unit} seed {seed}", (nextpnr.description, *arguments, text), run
+            f"{nextpnr.name} {design.unit} seed {seed}",
+            (nextpnr.description, *arguments, text),
+            run,
         )
         results[seed] = json.loads((place / "report.json").read_text(encoding="utf-8"))
     fmax = {seed: _fmax(report) for seed, report in results.items()}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from systolora.synth.tools import SynthError
 
@@ -94,46 +95,48 @@ def _read(path: Path) -> str:
 
 
 def _cells(lines: Sequence[str]) -> dict[str, Cell]:
+    """The cells of a file; a line holds one group's head, one attribute or one end of a group."""
     cells: dict[str, Cell] = {}
     stack: list[tuple[str, str]] = []
-    state: dict = {}
+    state: dict[str, Any] = {}
     pin: dict[str, str] = {}
     for line in lines:
-        if match := _GROUP.match(line):
-            stack.append((match[1], match[2].strip()))
-            if match[1] == "cell":
+        if line.rstrip().endswith("{"):
+            match = _GROUP.match(line)
+            stack.append((match[1], match[2].strip()) if match else ("", ""))
+            if stack[-1][0] == "cell":
                 state = {"area": 0.0, "inputs": [], "functions": {}, "ff": False, "usable": True}
-            elif match[1] == "pin":
+            elif stack[-1][0] == "pin":
                 pin = {"name": stack[-1][1]}
-            elif match[1] == "ff" and state:
+            elif stack[-1][0] in ("ff", "ff_bank") and state:
                 state["ff"] = True
-            closing = line.count("}") - (line.count("{") - 1)
-        else:
-            closing = line.count("}") - line.count("{")
-            if closing < 0:
-                stack += [("", "")] * -closing
-        if stack and stack[-1][0] == "cell" and (match := _AREA.match(line)):
-            state["area"] = float(match[1])
-        elif stack and stack[-1][0] == "cell" and _DONT_USE.match(line):
-            state["usable"] = False
+        elif line.rstrip().endswith("}"):
+            kind, name = stack.pop() if stack else ("", "")
+            if kind == "pin" and state:
+                if pin.get("direction") == "input":
+                    state["inputs"].append(name)
+                elif "function" in pin:
+                    state["functions"][name] = pin["function"]
+            elif kind == "cell":
+                cells[name] = Cell(
+                    name,
+                    state["area"],
+                    tuple(state["inputs"]),
+                    state["functions"],
+                    state["ff"],
+                    state["usable"],
+                )
+                state = {}
+        elif stack and stack[-1][0] == "cell":
+            if match := _AREA.match(line):
+                state["area"] = float(match[1])
+            elif _DONT_USE.match(line):
+                state["usable"] = False
         elif stack and stack[-1][0] == "pin":
             if match := _DIRECTION.match(line):
                 pin["direction"] = match[1]
             elif match := _FUNCTION.match(line):
                 pin["function"] = match[1]
-        for _ in range(max(closing, 0)):
-            if not stack:
-                break
-            kind, name = stack.pop()
-            if kind == "pin" and state:
-                if pin.get("direction") == "input":
-                    state["inputs"].append(pin["name"])
-                elif "function" in pin:
-                    state["functions"][pin["name"]] = pin["function"]
-            elif kind == "cell":
-                cells[name] = Cell(name, state["area"], tuple(state["inputs"]), state["functions"],
-                                   state["ff"], state["usable"])  # fmt: skip
-                state = {}
     return cells
 
 
@@ -150,7 +153,9 @@ def read_library(paths: Sequence[Path]) -> Library:
     cells: dict[str, Cell] = {}
     units: list[tuple[float, float]] = []
     for path, content in zip(paths, texts, strict=True):
-        lines = re.sub(r"/\*.*?\*/", "", content, flags=re.S).splitlines()
+        # One group, attribute or end of a group on a line, however the file is laid out
+        plain = re.sub(r"/\*.*?\*/", "", content, flags=re.S)
+        lines = [line for line in re.sub(r"([{;}])", r"\1\n", plain).splitlines() if line.strip()]
         head = lines[:2000]
         if not any(re.match(r"\s*library\s*\(", line) for line in head):
             raise SynthError(f"{path}: not a Liberty file: no library group")

@@ -4,7 +4,7 @@ import sys
 
 
 def _main(script: str) -> None:
-    from pyosys import libyosys
+    from pyosys import libyosys  # pyright: ignore[reportAttributeAccessIssue]
 
     libyosys.run_pass(f"script {script}", libyosys.Design())
 

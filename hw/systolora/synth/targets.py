@@ -1,4 +1,4 @@
-"""The FPGA targets as a table: device, Yosys pass, what is counted, what the device has, nextpnr."""
+"""The FPGA targets as a table: device, Yosys pass, what is counted, what there is, nextpnr."""
 
 from dataclasses import dataclass, field
 
