@@ -14,6 +14,7 @@ from systolora.synth import dsp_registers, tools
 from systolora.synth.designs import UNITS, generate
 from systolora.synth.fpga import NETLIST, synthesize
 from systolora.synth.liberty import read_library
+from systolora.synth.regression import regressions
 from systolora.synth.targets import TARGETS, target
 from systolora.synth.tools import SynthError, find_yosys, run_tool
 from systolora.synth.workspace import Progress, Workspace
@@ -212,6 +213,36 @@ def test_registers_go_into_multipliers():
     }
     # A second look finds nothing more to move
     assert dsp_registers.absorb_registers(netlist, design.top) == dsp_registers.Moved(0, 0, 0)
+
+
+def test_a_regression_is_an_error(tmp_path, capsys):
+    """Against the report in docs/results nothing is worse; against a better one, it says what."""
+    recorded = Path(__file__).parent.parent / "docs" / "results" / "synthesis" / "ecp5.json"
+    arguments = ("--target", "ecp5-85k", "--unit", "pe,edge", "--no-pnr", "--against")
+    assert synth(*arguments, str(recorded)) == 0
+    better = json.loads(recorded.read_text())
+    for entry in better["fpga"]["ecp5-85k"]:
+        entry["area"]["LUT4"] = int(entry["area"]["LUT4"] / 1.06)
+    file = tmp_path / "better.json"
+    file.write_text(json.dumps(better))
+    capsys.readouterr()
+    assert synth(*arguments, str(file)) == 2
+    assert "worse than there: ecp5-85k pe: LUT4 75, was 70; " in capsys.readouterr().err
+    assert synth(*arguments, str(file), "--segments", "1") == 2
+    assert "the earlier report is of" in capsys.readouterr().err
+    for text, message in (("{", "not JSON"), ("{}", "not a report of version 1")):
+        file.write_text(text)
+        assert synth(*arguments, str(file)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_frequency_regresses_at_ten_percent():
+    def report(megahertz: float) -> dict:
+        entry = {"unit": "pe", "area": {"LUT4": 10}, "fmax_mhz": megahertz}
+        return {"digest": "d", "fpga": {"t": [entry]}, "cells": {}}
+
+    assert regressions(report(91), report(100)) == []
+    assert regressions(report(89), report(100)) == ["t pe: MHz 89, was 100"]
 
 
 def test_every_unit_is_described():

