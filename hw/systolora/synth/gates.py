@@ -76,6 +76,8 @@ def gates(
         "opt_expr",
         # A multiplier of a device is wider than its operands; so it looks like ours again
         "wreduce",
+        # Resets that a library's flip-flops have and that are tied off
+        "opt_dff -nodffe -nosdff",
         "opt_clean -purge",
         # A cell without a model would be an empty box, and its outputs unknown
         "check -assert",
