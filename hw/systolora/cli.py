@@ -1,4 +1,4 @@
-"""The command line: `systolora generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`.
+"""The command line: `generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`, `synth`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -16,6 +16,7 @@ from typing import NoReturn
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
+from .synth_command import add_synth, synth
 
 __all__ = ["main"]
 
@@ -378,6 +379,9 @@ def _parser() -> argparse.ArgumentParser:
     perf = add_perf(commands)
     _add_configuration(perf)
     perf.set_defaults(function=_perf)
+    synthesis = add_synth(commands)
+    _add_configuration(synthesis)
+    synthesis.set_defaults(function=_synth)
     return parser
 
 
@@ -660,6 +664,12 @@ def _perf(args: argparse.Namespace) -> None:
         raise _missing(error) from None
 
 
+def _synth(args: argparse.Namespace) -> None:
+    if args.preset is None and args.config is None:
+        args.preset = "ecp5"
+    synth(args, _configuration(args))
+
+
 def _missing(error: ModuleNotFoundError) -> "_BadInput":
     if (error.name or "").split(".")[0] in ("systolora", "systolora_sim"):
         raise error  # a broken installation, not a missing extra
@@ -675,6 +685,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     classes: list[type[BaseException]] = [ConfigError, _BadInput, OSError]
     for module, name in (
         ("systolora.emit", "EmitError"),
+        ("systolora.synth.tools", "SynthError"),
         ("systolora_sim.layerfile", "LayerFileError"),
         ("systolora_sim.runner", "RunError"),
     ):

@@ -1,0 +1,1 @@
+"""Other processing elements, written plainly, to be put through the same flow as ours."""
