@@ -52,7 +52,7 @@ def _edge(config: AcceleratorConfig) -> wiring.Component:
 def _post_lane(config: AcceleratorConfig) -> wiring.Component:
     from systolora.rtl.post_lane import PostLane
 
-    return PostLane(acc_bits=config.acc_bits)
+    return PostLane(acc_bits=config.acc_bits, fused=config.fused_quantize)
 
 
 def _scale_unit(config: AcceleratorConfig) -> wiring.Component:
