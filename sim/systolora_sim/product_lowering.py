@@ -24,6 +24,7 @@ from systolora_sim.quantization import (
     late_ratio,
     quantizing,
     quantizing_value,
+    row_cycles,
     streaming_ratio,
 )
 from systolora_sim.tiling import Deep, Stationary, Streamed, segments
@@ -210,13 +211,17 @@ class ProductLowering:
             ceil_div(product.m, config.bank_depth), ceil_div(product.n, config.cols),
         )  # fmt: skip
         all_stay = 4 * streamed <= 3 * config.act_entries
-        block_stays = Streamed.stays(config, product.streamed, ceil_div(product.m, row_blocks))
         fits = 2 * stationary <= config.wgt_bytes
         size = streamed * config.act_entry_bytes
         by_columns = stationary + size * (1 if all_stay else col_blocks)
         panels = ceil_div(col_blocks, 2)
-        by_rows = size * (1 if block_stays else panels) + stationary * (1 if fits else row_blocks)
+        by_rows = size * (1 if self._stay else panels) + stationary * (1 if fits else row_blocks)
         return row_blocks > 1 and by_columns < by_rows
+
+    @property
+    def _chains(self) -> int:
+        """How many groups of blocks have banks of their own."""
+        return ACC_BANKS // 2 if self.paired else ACC_BANKS
 
     @property
     def _stay(self) -> bool:
@@ -247,9 +252,8 @@ class ProductLowering:
             tiles = ceil_div(product.k, config.rows)
             array = tiles * planes[1] * max(self._load(product.edge), rows * planes[0])
         passes = self._passes(product.keep or self.just_in_time)
-        chains = ACC_BANKS // 2 if self.paired else ACC_BANKS
         latency = config.rows + config.cols + HANDOVER + len(passes) * LATENCY
-        return ceil_div(latency, max((chains - 1) * array - sum(passes) * rows, 1))
+        return ceil_div(latency, max((self._chains - 1) * array - sum(passes) * rows, 1))
 
     # Array --------------------------------------------------------------------------------------
 
@@ -401,14 +405,14 @@ class ProductLowering:
         Where a block's rows do not stay in their buffer, they come from memory once for a panel: as
         many groups of the same rows, side by side, as the accumulators hold.
         """
-        groups, chains = self.plan.groups, ACC_BANKS // 2 if self.paired else ACC_BANKS
+        groups = self.plan.groups
         if self._stay:
             return [[group] for group in groups]
         panels: list[list[list[Block]]] = []
         for group in groups:
             last = panels[-1] if panels else []
             rows = {block.row0 for each in (*last, group) for block in each}
-            if last and len(last) < chains and len(rows) == 1:
+            if last and len(last) < self._chains and len(rows) == 1:
                 last.append(group)
             else:
                 panels.append([group])
@@ -445,7 +449,7 @@ class ProductLowering:
         sums, quantize = self.product.sums, self.product.quantize
         first, moved = 1, sums if store else self.product.cached
         if moved is not None:
-            first = ceil_div(self.config.cols * moved.itemsize, self.config.beat_bytes)
+            first = row_cycles(self.config, moved)
         streaming = quantize is not None and quantize.streaming
         return [first, 1] if streaming and not self._at_once(store) else [first]
 

@@ -13,7 +13,7 @@ from systolora_sim.update_lowering import blocks, parts
 
 __all__ = [
     "CHAIN", "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
-    "quantization_steps", "quantizing", "quantizing_value", "select_maximum", "streaming_ratio",
+    "quantization_steps", "quantizing", "quantizing_value", "row_cycles", "streaming_ratio",
 ]  # fmt: skip
 
 #: About how many cycles a step of a quantization may keep the post-processor, and how many row
@@ -195,17 +195,8 @@ class _Aside:
         if self.quantize.streaming:
             streaming_ratio(self.builder, self.quantize, self.ratio, ASIDE)
 
-    def measure(self, chunk: list[_Operation]) -> None:
-        for each in chunk:
-            self.builder.rows(each.rows, each.cols, each.source, mode=Mode.RAW, amax=1)
-
     def collect(self) -> None:
         self.builder.post(Opcode.COLLECT, dst=ASIDE.step)
-
-    def turn(self) -> None:
-        """All is measured."""
-        if not self.quantize.streaming:
-            late_ratio(self.builder, self.quantize, self.ratio, ASIDE)
 
     def store(self, chunk: list[_Operation]) -> None:
         quantize, scale = self.quantize, self.builder.scale(self.ratio)
@@ -223,23 +214,16 @@ class _Aside:
         end_maximum(builder, quantize, ASIDE)
 
     def whole(self) -> None:
-        """All of it at once."""
-        self.begin()
+        """All of it at once, where it is one piece."""
         if not self.quantize.streaming:
-            for chunk in self.chunks:
-                self.measure(chunk)
-            self.collect()
-        self.turn()
-        for chunk in self.chunks:
-            self.store(chunk)
-        if self.quantize.streaming:
-            self.collect()
-        self.end()
+            self.measure_piece(0)
+        self.store_piece(0)
 
     def measure_piece(self, number: int) -> None:
         if number == 0:
             self.begin()
-        self.measure(self.chunks[number])
+        for each in self.chunks[number]:
+            self.builder.rows(each.rows, each.cols, each.source, mode=Mode.RAW, amax=1)
         self.collect()
 
     def store_piece(self, number: int) -> None:
@@ -247,7 +231,7 @@ class _Aside:
         if number == 0 and self.quantize.streaming:
             self.begin()
         elif number == 0:
-            self.turn()
+            late_ratio(self.builder, self.quantize, self.ratio, ASIDE)
         else:
             select_maximum(self.builder, self.quantize, ASIDE)
         self.store(self.chunks[number])
