@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from systolora.config import AcceleratorConfig, preset
-from systolora.contract import Fault, Kind
+from systolora.contract import Fault, Kind, Opcode
 from systolora_sim import golden
+from systolora_sim.bench.cases import random_state
 from systolora_sim.descriptor import decode
 from systolora_sim.layer import Layer, LayerResult
 from systolora_sim.lowering import (
@@ -18,7 +19,9 @@ from systolora_sim.lowering import (
     compile_training,
 )
 from systolora_sim.numerics import ONE, Scale
+from systolora_sim.post_builder import PostBuilder, Step
 from systolora_sim.product import Product, ProductResult, run_product_golden
+from systolora_sim.quantization import ASIDE, IN_PRODUCTS
 from systolora_sim.step_program import StepProgram, read_back
 from systolora_sim.system_machine import Memory, RunResult, SystemMachine
 from systolora_sim.training import LayerState, TrainingResult, TrainingState, run_steps
@@ -336,6 +339,62 @@ def test_large_tensors_are_quantized_in_pieces(modes, bits, monkeypatch):
     assert compile_layer(layer, TINY).length < whole.length
     monkeypatch.setattr("systolora_sim.quantization.CHUNK", 8)
     check_layer(layer, TINY)
+
+
+def test_pieces_select_their_own_maximum(monkeypatch):
+    """Whether clipped values count depends on the last AMAX_SELECT, which others make, too."""
+    monkeypatch.setattr("systolora_sim.quantization.CHUNK", 8)
+    modes = dict.fromkeys(("H", "Y", "dH", "dX"), 700)
+    state = random_state(SEED, [(60, 40, 60, 3), (60, 60, 40, 3), (60, 40, 40, 3)], "sgd")
+    layers = {
+        name: replace(each, layer=replace(each.layer, delayed=frozenset(modes), amax=modes))
+        for name, each in state.layers.items()
+    }
+    program = check_training(replace(state, layers=layers), TINY)
+    aside = [
+        (symbol.address, symbol.address + symbol.size * symbol.itemsize)
+        for name, symbol in program.symbols.items()
+        if name.split("/")[-1] in ("H", "dH")
+    ]
+    selected, found, changes = -1, set(), 0
+    for data in program.program:
+        kind, fields = decode(data.tobytes())
+        if kind != Kind.POST:
+            continue
+        if fields["opcode"] == Opcode.AMAX_SELECT:
+            changes += fields["dst"] != selected
+            selected = fields["dst"]
+        elif fields["opcode"] == Opcode.ROWS and fields["delayed"]:
+            is_aside = any(first <= fields["out_address"] < end for first, end in aside)
+            found.add((is_aside, selected))
+    assert found == {(True, ASIDE.reference), (False, IN_PRODUCTS.reference)}
+    assert changes > 40  # pieces, and rows of products between them
+
+
+def test_nothing_with_maxima_comes_between_pieces():
+    """What is needed first waits for the rest of a tensor that has begun."""
+    program = compile_training(state_of("sgd"), TINY)
+    builder = PostBuilder(TINY, program.symbols)
+    word = next(s for name, s in program.symbols.items() if name.endswith("sticky")).area()
+    came: list[str] = []
+
+    def step(text: str, name: str, opens: bool = False) -> Step:
+        return Step(
+            lambda _w, _u: came.append(text), 0, 1, 10, name=name, maxima=True, opens=opens
+        )  # fmt: skip
+
+    builder.put_off_until(5, word, [step("H 0", "H", True), step("H 1", "H", True)])
+    builder.put_off_until(5, word, [step("H 2", "H")])
+    builder.step_burst = 1
+    builder.spare(1000)
+    assert came == ["H 0"]
+    builder.put_off_until(2, word, [step("copy", "A"), step("other", "B")])
+    builder.spare(1000)
+    assert came == ["H 0", "H 1"]
+    builder.need("B")
+    assert came == ["H 0", "H 1", "H 2", "other"]
+    builder.need("H", "A")
+    assert came == ["H 0", "H 1", "H 2", "other", "copy"]
 
 
 def loaded(program: StepProgram, name: str) -> int:

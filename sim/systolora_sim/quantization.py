@@ -12,7 +12,7 @@ from systolora_sim.post_builder import LATENCY, PostBuilder, Step
 from systolora_sim.update_lowering import blocks, parts
 
 __all__ = [
-    "CHAIN", "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
+    "ASIDE", "CHAIN", "IN_PRODUCTS", "Quantization", "begin_maximum", "end_maximum", "late_ratio",
     "quantization_steps", "quantizing", "quantizing_value", "row_cycles", "streaming_ratio",
 ]  # fmt: skip
 
