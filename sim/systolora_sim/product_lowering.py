@@ -214,7 +214,7 @@ class ProductLowering:
         fits = 2 * stationary <= config.wgt_bytes
         size = streamed * config.act_entry_bytes
         by_columns = stationary + size * (1 if all_stay else col_blocks)
-        panels = ceil_div(col_blocks, 2)
+        panels = ceil_div(col_blocks, self._chains)
         by_rows = size * (1 if self._stay else panels) + stationary * (1 if fits else row_blocks)
         return row_blocks > 1 and by_columns < by_rows
 

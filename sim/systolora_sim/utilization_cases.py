@@ -79,6 +79,8 @@ _B4R16, _B4R4 = _target(0.90, 1.81, 1.15), _target(0.88, 1.85, 1.2)
 _B1R16, _B1R4 = _target(0.87, 3, 1.15), _target(0.83, 3, 1.2)
 _CACHED = Target(over=(("textbook-ws", 10),))
 
+# Of baselines no block is simulated at present: their arrays have one segment, which takes two
+# more simulators. tests/test_baselines.py compares the model with their tiles on small arrays.
 CASES = (
     Case(batch=4, rank=16, target=_B4R16, whole=True),
     Case(batch=4, rank=4, target=_B4R4, whole=True),

@@ -89,9 +89,12 @@ def _shares(rows: list[Row]) -> Iterator[str]:
         return [*line, f"{peer / own:.2f}x" if peer else "-"]
 
     yield from _table(head, map(cells, rows), texts=4)
+    blocks = [each["block"]["rtl"] for row in rows for each in row["baselines"].values()]
+    known = any(found is not None for found in blocks)
+    errors = "their errors below" if known else "no block of theirs was simulated for this table"
     yield (
         "Factors: that array's cycles for the same step / ours. The [baselines](../baselines.md) "
-        'run whole programs with the same memory, in the cycle model (their errors below); "best" '
+        f'run whole programs with the same memory, in the cycle model ({errors}); "best" '
         "of [SCALE-Sim](scalesim.md) is its closed forms' fastest of WS and OS in either "
         "orientation for each product, with perfect memory, without copies, quantization and "
         "update; its elements have no width. With a cached base product the share counts the MACs "
