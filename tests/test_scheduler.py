@@ -165,19 +165,56 @@ def test_a_cached_base_product_is_refused_where_x_is_no_constant():
         compile_training(state, DEEP, cache_base=True)
 
 
-def test_rows_that_do_not_stay_leave_the_weights_to_do_so():
-    """Of an x of which no row block fits its buffer, all rows pass a column block of the weight.
-
-    x comes once for each column block in either order; the weight only once in this one.
-    """
-    config = DEEP.with_fields(act_bytes=1 << 12, wgt_bytes=1 << 12)
+def orders(config: AcceleratorConfig) -> dict[bool | None, StepProgram]:
+    """Y of an x of which no row block fits its buffer, by `columns_first`."""
+    config = config.with_fields(act_bytes=1 << 12, wgt_bytes=1 << 12)
     state = random_state(SEED, [(200, 300, 40, 2)], "sgd", delayed=OUTPUTS, amax={"Y": 5000})
-    program = compile_training(state, config, "forward")
-    layer = state.layers["layer0"].layer
-    assert loads_of(program, "layer0/weight") == layer.weight.size
-    assert loads_of(program, "layer0/x") > 4 * layer.x.size
     schedule = step_schedule("auto", state.layers)
-    rows = {name: replace(each, columns_first=False) for name, each in schedule.layers.items()}
-    other = compile_training(state, config, "forward", schedule=replace(schedule, layers=rows))
-    assert loads_of(other, "layer0/weight") > 4 * layer.weight.size
-    assert cycles(program) < cycles(other)
+    programs = {}
+    for order in (None, True, False):
+        layers = {n: replace(each, columns_first=order) for n, each in schedule.layers.items()}
+        programs[order] = compile_training(
+            state, config, "forward", schedule=replace(schedule, layers=layers)
+        )
+    return programs
+
+
+def operand_loads(program: StepProgram) -> tuple[int, int]:
+    return loads_of(program, "layer0/x"), loads_of(program, "layer0/weight")
+
+
+def test_rows_that_do_not_stay_leave_the_weights_to_do_so():
+    """With short banks all rows pass a column block of the weight.
+
+    x comes once for each column block; in the other order the weight comes for each row block, of
+    which there are many.
+    """
+    programs = orders(DEEP.with_fields(acc_depth=64))
+    x, weight = operand_loads(programs[None])
+    assert weight == 40 * 300
+    assert x > 4 * 200 * 300
+    assert operand_loads(programs[False])[1] > 4 * weight
+    assert operand_loads(programs[True]) == (x, weight)
+    assert sum(operand_loads(programs[False])) > x + weight
+    assert cycles(programs[None]) < cycles(programs[False])
+
+
+def test_rows_that_do_not_stay_serve_several_column_blocks():
+    """With long banks x comes once for a panel of column blocks, which reads less in all.
+
+    That is faster where the memory is slow, and slower by the turns of the banks where it is not:
+    all banks of a panel end their sums at almost the same time.
+    """
+    programs = orders(DEEP)
+    x, weight = operand_loads(programs[None])
+    assert operand_loads(programs[False]) == (x, weight)
+    by_columns = operand_loads(programs[True])
+    assert by_columns[1] == 40 * 300
+    assert x < 0.7 * by_columns[0]
+    assert x + weight < 0.9 * sum(by_columns)
+    slow = {
+        order: time_program(each.config, each.program, memory_latency=200).cycles
+        for order, each in programs.items()
+    }
+    assert slow[None] < slow[True]
+    assert cycles(programs[None]) < 1.05 * cycles(programs[True])
