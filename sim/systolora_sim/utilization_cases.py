@@ -7,7 +7,7 @@ and V, for what is simulated where the whole step takes too long.
 from dataclasses import dataclass, replace
 
 from systolora.config import AcceleratorConfig, preset
-from systolora_sim.baselines import compile_baseline
+from systolora_sim.baselines import BASELINES, compile_baseline
 from systolora_sim.lowering import compile_training
 from systolora_sim.rtl_backend import IMAGE_BASE
 from systolora_sim.step_program import PHASES, StepProgram
@@ -79,14 +79,12 @@ _B4R16, _B4R4 = _target(0.90, 1.81, 1.15), _target(0.88, 1.85, 1.2)
 _B1R16, _B1R4 = _target(0.87, 3, 1.15), _target(0.83, 3, 1.2)
 _CACHED = Target(over=(("textbook-ws", 10),))
 
-# Of baselines no block is simulated at present: their arrays have one segment, which takes two
-# more simulators. tests/test_baselines.py compares the model with their tiles on small arrays.
 CASES = (
     Case(batch=4, rank=16, target=_B4R16, whole=True),
-    Case(batch=4, rank=4, target=_B4R4, whole=True),
+    Case(batch=4, rank=4, target=_B4R4, whole=True, blocks=tuple(BASELINES)),
     Case(batch=1, rank=16, target=_B1R16, whole=True),
     Case(batch=1, rank=16, bus_bits=1024, target=_B1R16, whole=True),
-    Case(batch=1, rank=4, target=_B1R4, whole=True),
+    Case(batch=1, rank=4, target=_B1R4, whole=True, blocks=tuple(BASELINES)),
     Case(batch=1, rank=4, bus_bits=1024, target=_B1R4, whole=True),
     Case(batch=4, rank=16, bits=16, target=Target(0.85)),
     Case(batch=4, rank=4, cache_base=True, target=_CACHED),
