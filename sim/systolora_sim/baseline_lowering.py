@@ -10,7 +10,8 @@ from systolora_sim.layer import Layer
 from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import PostBuilder
-from systolora_sim.product_lowering import LowRank, Product, lower_product
+from systolora_sim.product_lowering import lower_product
+from systolora_sim.product_spec import LowRank, Product
 from systolora_sim.quantization import Quantization
 from systolora_sim.schedules import layer_schedule
 from systolora_sim.step_lowering import due

@@ -13,7 +13,8 @@ from systolora.contract import Edge
 from systolora_sim.blocks import Block, Plan, ceil_div
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import PostBuilder
-from systolora_sim.product_lowering import Product, ProductLowering
+from systolora_sim.product_lowering import ProductLowering
+from systolora_sim.product_spec import Product
 from systolora_sim.tiling import Stationary
 from systolora_sim.work import Exec
 
@@ -100,7 +101,7 @@ def lower_gradients(builder: PostBuilder, dh: Product, db: Product) -> bool:
     # The first one's EXECs by the part of dY that they read.
     by_part: dict[int, list[Exec]] = {}
     for block in all_of_it.blocks:
-        for item in first.part("main", block):
+        for item in first.array.part("main", block):
             item.label = whole.label
             area = item.wgt.area
             begins = area.col0 if parts.by_columns else area.row0
@@ -108,7 +109,7 @@ def lower_gradients(builder: PostBuilder, dh: Product, db: Product) -> bool:
     for number, group in enumerate(in_turns.groups):
         execs = by_part[number]
         for block in group:
-            own = second.part("main", block)
+            own = second.array.part("main", block)
             for item in own:
                 item.label = passing.label
             execs += own

@@ -31,7 +31,8 @@ from systolora_sim.layer import Layer
 from systolora_sim.memory_map import Area, Symbol
 from systolora_sim.pieces import WHOLE, Piece
 from systolora_sim.post_builder import PostBuilder, Step
-from systolora_sim.product_lowering import LowRank, Product, lower_product
+from systolora_sim.product_lowering import lower_product
+from systolora_sim.product_spec import LowRank, Product
 from systolora_sim.quantization import CHAIN, Quantization, quantization_steps
 from systolora_sim.schedules import LayerSchedule
 from systolora_sim.transpose_lowering import lower_transpose

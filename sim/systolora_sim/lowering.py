@@ -36,7 +36,8 @@ from systolora_sim.memory_map import MemoryMap, alignment
 from systolora_sim.pieces import check_pieces, piece_symbols, pieces_of
 from systolora_sim.post_builder import PostBuilder, too_long
 from systolora_sim.product import Product as BareProduct
-from systolora_sim.product_lowering import Product, lower_product
+from systolora_sim.product_lowering import lower_product
+from systolora_sim.product_spec import Product
 from systolora_sim.quantization import Quantization
 from systolora_sim.schedules import LayerSchedule, StepSchedule, layer_schedule, step_schedule
 from systolora_sim.sharing import input_groups, stack

@@ -7,18 +7,18 @@ in the accumulators if all of them fit, else they go to memory and come back.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from systolora.config import ACC_BANKS, AcceleratorConfig
-from systolora.contract import Buffer, Dataflow, Edge, Limit, Mode, Opcode
+from systolora.contract import Dataflow, Limit, Mode, Opcode
 from systolora_sim import numerics as nx
+from systolora_sim.array_work import ArrayWork, load_cycles
+from systolora_sim.block_order import chains, columns_first, rows_stay
 from systolora_sim.blocks import Block, Plan, ceil_div, plan_blocks
-from systolora_sim.memory_map import Area, Symbol
+from systolora_sim.memory_map import Area
 from systolora_sim.post_builder import LATENCY, MAX_ROWS, PostBuilder
+from systolora_sim.product_spec import Product
 from systolora_sim.quantization import (
     IN_PRODUCTS,
-    Quantization,
     begin_maximum,
     end_maximum,
     late_ratio,
@@ -27,106 +27,14 @@ from systolora_sim.quantization import (
     row_cycles,
     streaming_ratio,
 )
-from systolora_sim.tiling import Deep, Stationary, Streamed, segments
-from systolora_sim.work import Exec, Post, Rows, Tile
+from systolora_sim.tiling import Stationary
+from systolora_sim.work import Exec, Post, Rows
 
-__all__ = ["LowRank", "Product", "ProductLowering", "lower_product"]
+__all__ = ["ProductLowering", "lower_product"]
 
 #: About how many cycles a bank's way from the array to the post-processor and back takes beyond the
 #: array's depth and width; only the choice of a group's size depends on it.
 HANDOVER = 64
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The low-rank term of a product: act^T @ top, act [r, M] and top [r, N], times `factor`.
-
-    dataflows : of the blocks, block after block from the first on, again and again; rows : act
-    transposed, [M, r], which the weight-stationary ones stream.
-    """
-
-    act: Symbol
-    top: Symbol
-    factor: str
-    dataflows: tuple[Dataflow, ...] = (Dataflow.OS,)
-    rows: Symbol | None = None
-
-
-@dataclass(frozen=True)
-class Product:
-    """One product: its operands and what becomes of the sums.
-
-    streamed : [M, K]; stationary : [N, K] (left edge) or [K, N] (top); edge : None: output
-    stationary, both operands reduction-major, [K, M] and [K, N]; acc_bits : width of the sums; unit
-    : the name of their Scale; bias : int32 [1, N] or None, in that unit; addend : sums [M, N] that
-    are added, not together with a low-rank term, or None; sums : where they go, [M, N], or None;
-    keep : whether that is a result, or only for a maximum that comes late; quantize : how they are
-    quantized, or None; word : the status word that its events are for, or None if there are none;
-    label, term_label : of the product and its low-rank term in reports; cached : the sums without
-    the low-rank term, [M, N], of an earlier step: the array computes the term alone; or None;
-    columns_first : whether all rows pass a column block before the next one comes; None: the order
-    that reads less from memory.
-    """
-
-    name: str
-    streamed: Symbol
-    stationary: Symbol
-    edge: Edge | None
-    acc_bits: int
-    unit: str
-    low_rank: LowRank | None = None
-    bias: Symbol | None = None
-    addend: Symbol | None = None
-    sums: Symbol | None = None
-    keep: bool = False
-    quantize: Quantization | None = None
-    word: Area | None = None
-    label: str = ""
-    term_label: str = ""
-    cached: Symbol | None = None
-    columns_first: bool | None = None
-
-    @property
-    def m(self) -> int:
-        return self.streamed.cols if self.edge is None else self.streamed.rows
-
-    @property
-    def k(self) -> int:
-        return self.streamed.rows if self.edge is None else self.streamed.cols
-
-    @property
-    def n(self) -> int:
-        return self.stationary.rows if self.edge == Edge.LEFT else self.stationary.cols
-
-
-class _Weights(NamedTuple):
-    """Operands of weight-stationary tiles."""
-
-    streamed: Streamed
-    stationary: Stationary
-
-    @classmethod
-    def fit(
-        cls, config: AcceleratorConfig, streamed: Symbol, stationary: Symbol, edge: Edge, rows: int
-    ) -> "_Weights":
-        """For blocks of at most that many rows."""
-        return cls(
-            Streamed.fit(config, streamed, rows), Stationary.fit(config, stationary, edge)
-        )  # fmt: skip
-
-
-class _Outputs(NamedTuple):
-    """Operands of output-stationary tiles."""
-
-    left: Deep
-    top: Deep
-
-    @classmethod
-    def fit(cls, config: AcceleratorConfig, left: Symbol, top: Symbol, rows: int) -> "_Outputs":
-        """For blocks of at most that many rows."""
-        return cls(
-            Deep.fit(config, left, Buffer.ACT, rows), Deep.fit(config, top, Buffer.WGT, 1)
-        )  # fmt: skip
 
 
 class ProductLowering:
@@ -144,8 +52,6 @@ class ProductLowering:
         self.config: AcceleratorConfig = builder.config
         config, term = self.config, product.low_rank
         quantize = product.quantize
-        #: Whether a block has sums and a term, in a bank each.
-        self.paired = term is not None and product.cached is None
         self.just_in_time = quantize is not None and not quantize.streaming
         self.delayed = quantize is not None and quantize.record is not None
         self.plan = plan or plan_blocks(
@@ -153,84 +59,19 @@ class ProductLowering:
             product.m,
             product.n,
             self._group(),
-            low_rank=self.paired,
+            low_rank=product.paired,
             whole_tiles=product.edge is None
             or (term is not None and Dataflow.OS in term.dataflows),
             want_resident=self.just_in_time,
             first=builder.bank,
-            columns_first=self._columns_first(),
+            columns_first=columns_first(config, product),
         )
         if plan is None:
             # The array may go on with the next product while these sums are quantized.
             builder.bank = self.plan.next_bank
         rows = max(block.rows for block in self.plan.blocks)
-        #: How operands are cut, of the main product and of the term, by dataflow.
-        self.operands: dict[tuple[str, Dataflow], _Weights | _Outputs] = {}
-        edge = product.edge
-        if product.cached is not None:
-            assert term is not None
-        elif edge is None:
-            self.operands["main", Dataflow.OS] = _Outputs.fit(
-                config, product.streamed, product.stationary, rows
-            )
-        else:
-            self.operands["main", Dataflow.WS] = _Weights(
-                Streamed.fit(config, product.streamed, rows),
-                stationary or Stationary.fit(config, product.stationary, edge),
-            )
-        if term is not None and Dataflow.OS in term.dataflows:
-            self.operands["term", Dataflow.OS] = _Outputs.fit(config, term.act, term.top, rows)
-        if term is not None and Dataflow.WS in term.dataflows:
-            assert term.rows is not None
-            self.operands["term", Dataflow.WS] = _Weights.fit(
-                config, term.rows, term.top, Edge.TOP, rows
-            )
+        self.array = ArrayWork(config, product, rows, stationary)
         self.limit = Limit.ACC32 if product.acc_bits == nx.NARROW_BITS else Limit.ACC
-
-    def _load(self, edge: Edge) -> int:
-        """Cycles that a stationary tile takes to enter."""
-        return self.config.left_load if edge == Edge.LEFT else self.config.top_load
-
-    def _columns_first(self) -> bool:
-        """Whether all rows pass a column block before the next one comes.
-
-        Then a stationary tile is loaded once, and the streamed rows stay in their buffer if all of
-        them fit. In the other order those of one row block must, and all stationary tiles; what
-        does not stay comes again for each block of the inner loop.
-        """
-        config, product = self.config, self.product
-        if product.columns_first is not None:
-            return product.columns_first
-        if product.edge is None:
-            return False
-        streamed = product.m * ceil_div(
-            product.k * product.streamed.itemsize, config.act_entry_bytes
-        )
-        stationary = product.n * product.k * product.stationary.itemsize
-        row_blocks, col_blocks = (
-            ceil_div(product.m, config.bank_depth), ceil_div(product.n, config.cols),
-        )  # fmt: skip
-        all_stay = 4 * streamed <= 3 * config.act_entries
-        fits = 2 * stationary <= config.wgt_bytes
-        size = streamed * config.act_entry_bytes
-        by_columns = stationary + size * (1 if all_stay else col_blocks)
-        panels = ceil_div(col_blocks, self._chains)
-        by_rows = size * (1 if self._stay else panels) + stationary * (1 if fits else row_blocks)
-        return row_blocks > 1 and by_columns < by_rows
-
-    @property
-    def _chains(self) -> int:
-        """How many groups of blocks have banks of their own."""
-        return ACC_BANKS // 2 if self.paired else ACC_BANKS
-
-    @property
-    def _stay(self) -> bool:
-        """Whether streamed rows stay in their buffer over all columns, or there are none."""
-        product = self.product
-        if product.edge is None or product.cached is not None:
-            return True
-        row_blocks = ceil_div(product.m, self.config.bank_depth)
-        return Streamed.stays(self.config, product.streamed, ceil_div(product.m, row_blocks))
 
     def _group(self) -> int:
         """How many blocks should share a bank, one after the other; all that it holds for a panel.
@@ -241,7 +82,7 @@ class ProductLowering:
         config, product = self.config, self.product
         planes = product.streamed.itemsize, product.stationary.itemsize
         rows = min(product.m, config.bank_depth)
-        if not self._stay:
+        if not rows_stay(self.config, self.product):
             return max(1, config.bank_depth // rows)
         if product.cached is not None:
             array = ceil_div(rows, config.rows) * config.rows
@@ -250,149 +91,14 @@ class ProductLowering:
             array = tiles * planes[0] * planes[1] * max(product.k, config.rows)
         else:
             tiles = ceil_div(product.k, config.rows)
-            array = tiles * planes[1] * max(self._load(product.edge), rows * planes[0])
+            array = tiles * planes[1] * max(load_cycles(config, product.edge), rows * planes[0])
         passes = self._passes(product.keep or self.just_in_time)
         latency = config.rows + config.cols + HANDOVER + len(passes) * LATENCY
-        return ceil_div(latency, max((self._chains - 1) * array - sum(passes) * rows, 1))
-
-    # Array --------------------------------------------------------------------------------------
-
-    def part(self, name: str, block: Block, cuts: int = 1) -> list[Exec]:
-        """The tiles of a block's main product ("main") or low-rank term ("term").
-
-        cuts : in how many EXECs, at least, if there are as many tiles
-        """
-        config, term, base = self.config, self.product.low_rank, block.base
-        dataflow = Dataflow.OS if self.product.edge is None else Dataflow.WS
-        if name == "term":
-            if term is None:
-                return []
-            dataflow = term.dataflows[block.index % len(term.dataflows)]
-            base = block.term_base if self.paired else block.base
-        elif self.product.cached is not None:
-            return []
-        operands = self.operands[name, dataflow]
-        if isinstance(operands, _Weights):
-            return list(self._weight_stationary(operands, block, base, cuts))
-        # Each drains beside the tiles of the main product. Weight-stationary ones have to wait with
-        # their load for it; a deep one drains as well while the next one is computed.
-        edge, depth = self.product.edge, operands.left.symbol.rows
-        apart = edge is None or depth < config.rows - self._load(edge)
-        single = name == "term" and self.paired and apart
-        return list(self._output_stationary(operands, block, base, single))
-
-    def _weight_stationary(
-        self, operands: _Weights, block: Block, base: int, cuts: int
-    ) -> Iterator[Exec]:
-        """Weight-stationary tiles of a block, with their sums from accumulator row `base` on."""
-        config, (streamed, stationary) = self.config, operands
-        wide = streamed.symbol.itemsize == 2, stationary.symbol.itemsize == 2
-        depth, load = streamed.symbol.cols, self._load(stationary.edge)
-        tiles = ceil_div(depth, config.rows)
-        places = {tiles * n // cuts * config.rows for n in range(cuts)}
-        for row in range(0, block.rows, streamed.rows):
-            rows = min(streamed.rows, block.rows - row)
-            for start, end in segments(depth, streamed.bounds(), stationary.bounds(), places):
-                act = streamed.at(block.row0 + row, rows, start)
-                wgt = stationary.at(block.col0, block.cols, start)
-                repeat = ceil_div(end - start, config.rows)
-                passes = (1 + wide[1]) * max(load, rows * (1 + wide[0]))
-                yield Exec(
-                    {
-                        "dataflow": Dataflow.WS,
-                        "edge": stationary.edge,
-                        "act_wide": int(wide[0]),
-                        "wgt_wide": int(wide[1]),
-                        "accumulate": int(start > 0),
-                        "length": rows,
-                        "repeat": repeat,
-                        "last": end - start - (repeat - 1) * config.rows,
-                        "cols": block.cols,
-                        "act_stride": act.stride,
-                        "act_step": act.step,
-                        "wgt_stride": wgt.stride,
-                        "wgt_step": wgt.step,
-                        "acc_base": base + row,
-                    },
-                    act.tile,
-                    act.unit,
-                    wgt.tile,
-                    wgt.unit,
-                    Rows(base + row, base + row + rows),
-                    repeat * passes,
-                )
-
-    def _output_stationary(
-        self, operands: _Outputs, block: Block, acc: int, single: bool
-    ) -> Iterator[Exec]:
-        """Output-stationary tiles of a block, with their sums from accumulator row `acc` on.
-
-        single : each tile is an EXEC of its own
-        """
-        config, (left, top) = self.config, operands
-        wide = left.symbol.itemsize == 2, top.symbol.itemsize == 2
-        row = 0
-        while row < block.rows:
-            most = config.rows if single else block.rows
-            rows = left.columns(block.row0 + row, min(most, block.rows - row))
-            for start, end in segments(left.symbol.rows, left.bounds(), top.bounds()):
-                act = left.at(block.row0 + row, rows, start)
-                wgt = top.at(block.col0, block.cols, start)
-                repeat, base = ceil_div(rows, config.rows), acc + row
-                passes = (1 + wide[0]) * (1 + wide[1]) * max(end - start, config.rows)
-                yield Exec(
-                    {
-                        "dataflow": Dataflow.OS,
-                        "act_wide": int(wide[0]),
-                        "wgt_wide": int(wide[1]),
-                        "accumulate": int(start > 0),
-                        "length": end - start,
-                        "repeat": repeat,
-                        "last": rows - (repeat - 1) * config.rows,
-                        "cols": block.cols,
-                        "act_stride": act.stride,
-                        "act_step": act.step,
-                        "wgt_stride": wgt.stride,
-                        "acc_base": base,
-                        "acc_step": config.rows,
-                    },
-                    act.tile,
-                    act.unit,
-                    wgt.tile,
-                    wgt.unit,
-                    Rows(base, base + rows),
-                    repeat * passes,
-                )
-            row += rows
-
-    def _pieces(self, block: Block) -> list[list[Exec]]:
-        """The EXECs of a block by the tile of streamed rows, in order.
-
-        Those of its term are spread among them: an output-stationary tile of a term drains while
-        the next weight-stationary ones run.
-        """
-        product = self.product
-        term = self.part("term", block)
-        main = self.part("main", block, max(1, len(term)))
-        for items, label in ((term, product.term_label), (main, product.label)):
-            for item in items:
-                item.label = label
-        if not main:
-            return [term]
-        pieces: list[list[Exec]] = []
-        held: Tile | None = None
-        done = 0
-        for number, item in enumerate(main, 1):
-            if item.act != held:
-                pieces.append([])
-            held, share = item.act, ceil_div(len(term) * number, len(main))
-            pieces[-1] += [*term[done:share], item]
-            done = share
-        return pieces
+        return ceil_div(latency, max((chains(self.product) - 1) * array - sum(passes) * rows, 1))
 
     def tiles(self, block: Block) -> int:
         """Appends the EXECs of a block and returns about how many cycles they take."""
-        return sum(self._append(piece) for piece in self._pieces(block))
+        return sum(self._append(piece) for piece in self.array.pieces(block))
 
     def _append(self, items: list[Exec]) -> int:
         for item in items:
@@ -406,13 +112,13 @@ class ProductLowering:
         many groups of the same rows, side by side, as the accumulators hold.
         """
         groups = self.plan.groups
-        if self._stay:
+        if rows_stay(self.config, self.product):
             return [[group] for group in groups]
         panels: list[list[list[Block]]] = []
         for group in groups:
             last = panels[-1] if panels else []
             rows = {block.row0 for each in (*last, group) for block in each}
-            if last and len(last) < self._chains and len(rows) == 1:
+            if last and len(last) < chains(self.product) and len(rows) == 1:
                 last.append(group)
             else:
                 panels.append([group])
@@ -500,7 +206,7 @@ class ProductLowering:
                 "add": 1,
                 "dst_base": block.base,
             }
-            source = block.term_base if self.paired else block.base
+            source = block.term_base if self.product.paired else block.base
         out = None
         if store:
             assert product.sums is not None
@@ -525,7 +231,7 @@ class ProductLowering:
         if self.plan.resident and self.just_in_time:
             blocks = self.plan.blocks
         used = {block.base // depth for block in blocks}
-        if self.paired:
+        if self.product.paired:
             used |= {block.term_base // depth for block in blocks}
         # The next ones' turn comes soon; the one before is still at work on the last group.
         first = panel[0][0].base // depth
@@ -544,7 +250,7 @@ class ProductLowering:
         if len(group) == 1:
             return
         rows = [Rows(block.base, block.base + block.rows) for block in group]
-        if self.paired:
+        if self.product.paired:
             rows += [Rows(block.term_base, block.term_base + block.rows) for block in group]
         for item in self.builder.items[first:]:
             if isinstance(item, Post) and item.acc:
@@ -650,7 +356,7 @@ class ProductLowering:
         if len(panel) == 1:
             yield sum(self.tiles(block) for block in panel[0])
             return
-        pieces = [[self._pieces(block) for block in group] for group in panel]
+        pieces = [[self.array.pieces(block) for block in group] for group in panel]
         count = len(pieces[0][0])
         cycles = 0
         for number in range(count):

@@ -18,7 +18,8 @@ from systolora_sim.blocks import ceil_div
 from systolora_sim.layer_lowering import LayerLowering
 from systolora_sim.memory_map import Symbol
 from systolora_sim.post_builder import LATENCY, PostBuilder, Step
-from systolora_sim.product_lowering import Product, lower_product
+from systolora_sim.product_lowering import lower_product
+from systolora_sim.product_spec import Product
 from systolora_sim.quantization import CHAIN
 from systolora_sim.sharing import part
 from systolora_sim.update_lowering import lower_working_copy
