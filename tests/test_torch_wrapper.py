@@ -9,8 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_nets import NAMES, Seen, batches, lora_net  # noqa: E402
-
 from systolora_sim import calibrate, golden, numerics  # noqa: E402
 from systolora_sim.layer import INPUTS, OUTPUTS, Layer, LayerError, LayerResult  # noqa: E402
 from systolora_sim.torch import QuantizedLoRALinear, Recipe, quantize_lora  # noqa: E402
@@ -22,6 +20,7 @@ from systolora_sim.training import (  # noqa: E402
     new_master,
     run_steps,
 )
+from torch_nets import NAMES, Seen, batches, lora_net  # noqa: E402
 
 SEED = 20260
 STEPS = 4
