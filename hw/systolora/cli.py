@@ -479,6 +479,11 @@ def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog=_ADAPTER_EXAMPLE,
     )
     actions = adapter.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for parent in (actions, commands):  # `systolora import` is short for `systolora adapter import`
+        _add_conversions(parent)
+
+
+def _add_conversions(actions: "argparse._SubParsersAction[_Parser]") -> None:
     made = []
     for name, text in (
         ("import", "int16 masters with their scales, for `run --resume`"),
