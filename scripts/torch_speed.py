@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -9,9 +10,10 @@ from peft import LoraConfig
 
 from systolora_sim.torch import Recipe, quantize_lora
 
-BLOCKS = {
+SMALL: Any = {
+    "sample_size": 16, "in_channels": 1, "out_channels": 1, "cross_attention_dim": 64,
     "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 2, "attention_head_dim": 8,
     "up_block_types": ("CrossAttnUpBlock2D",) * 2,
 }  # fmt: skip
 
@@ -19,9 +21,7 @@ BLOCKS = {
 def seconds(targets: list[str], recipe: Recipe | None, steps: int = 8) -> float:
     """CPU seconds of the fastest of some steps; SGD in fp32 without a recipe."""
     torch.manual_seed(0)
-    sizes = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "cross_attention_dim": 64}
-    unet = UNet2DConditionModel(**sizes, **BLOCKS, attention_head_dim=8)
-    unet.requires_grad_(False)
+    unet = UNet2DConditionModel(**SMALL).requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
     optimizer = torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=0.01)
     step = optimizer.step if recipe is None else quantize_lora(unet, recipe).step
