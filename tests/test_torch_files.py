@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin  # noqa: E402
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
-from peft import LoraConfig, PeftModel  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 
 from systolora.cli import main  # noqa: E402
 from systolora_sim import calibrate  # noqa: E402
@@ -156,3 +156,40 @@ def test_pipelines_of_diffusers_read_our_files(tmp_path, scheme):
         assert set((alphas or {}).values()) == {ALPHA} and len(alphas or {}) == LAYERS
     gains = {calibrate.to_float(layer.calls.gain) for layer in handle.layers.values()}
     assert gains == {ALPHA / 4}
+
+
+class Picture(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("DoRA", "lora_magnitude_vector.weight: belongs to DoRA: must be a plain LoRA adapter"),
+        ("convolution", "conv.lora_A.weight: shape [8, 3, 3, 3]: belongs to a convolution"),
+        ("bias", "lora_B.bias: belongs to a bias of lora_B"),
+        ("NaN", "lora_B.weight: 1 of 18 values are NaN or infinite: must be finite"),
+        ("broken", "not a complete safetensors file"),
+    ],
+)
+def test_files_that_peft_writes_and_the_device_cannot_take(tmp_path, capsys, kind, message):
+    options = {"DoRA": {"use_dora": True}, "bias": {"lora_bias": True, "target_modules": ["0"]}}
+    if kind == "convolution":
+        net: Any = get_peft_model(Picture(), LoraConfig(target_modules=["conv"]))
+    else:
+        net = lora_net(SEED, **options.get(kind, {}))
+    if kind == "NaN":
+        net.get_submodule("base_model.model.2").lora_B["default"].weight.data[1, 1] = float("nan")
+    net.save_pretrained(tmp_path)
+    file, out = tmp_path / "adapter_model.safetensors", tmp_path / "out"
+    if kind == "broken":
+        file.write_bytes(file.read_bytes()[:-5])
+    before = sorted(tmp_path.iterdir())
+    for command in (["adapter", "import"], ["import"], ["export"]):
+        assert main([*command, str(file), "-o", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"systolora: error: {file}: ") and error.count("\n") == 1
+        assert message in error
+    assert sorted(tmp_path.iterdir()) == before
