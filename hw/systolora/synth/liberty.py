@@ -89,15 +89,6 @@ class Library:
         buffers = [cell for cell in buffers if "buf" in cell.name.lower()] or buffers
         return buffers[len(buffers) // 2]
 
-    @property
-    def power_texts(self) -> tuple[str, ...]:
-        """The texts without the energies and leakages of ground pins.
-
-        Where a library has them once for the supply and once for ground, it is the same charge: over
-        a rise and a fall they are equal. OpenSTA 2.0.17 would add them.
-        """
-        return tuple(map(_without_ground, self.texts))
-
     def constant(self, value: str) -> tuple[str, str] | None:
         """Cell and pin that drive a constant "0" or "1", if there are such."""
         for cell in self.cells.values():
@@ -105,27 +96,6 @@ class Library:
                 if not cell.inputs and function.strip("() ") == value:
                     return cell.name, pin
         return None
-
-
-_ENERGY = re.compile(r"\b(?:internal_power|leakage_power)\s*\(\s*\)\s*\{")
-
-
-def _without_ground(text: str) -> str:
-    grounds = set(re.findall(r"pg_pin\s*\(\s*\"?(\w+)\"?\s*\)\s*\{[^}]*primary_ground", text))
-    kept, position = [], 0
-    for match in _ENERGY.finditer(text) if grounds else ():
-        depth, end = 1, match.end()
-        while depth:
-            brace = re.compile("[{}]").search(text, end)
-            if brace is None:
-                break
-            depth += 1 if brace[0] == "{" else -1
-            end = brace.end()
-        pin = re.search(r"related_pg_pin\s*:\s*\"?(\w+)", text[match.start() : end])
-        if pin is not None and pin[1] in grounds:
-            kept.append(text[position : match.start()])
-            position = end
-    return "".join((*kept, text[position:]))
 
 
 def _read(path: Path) -> str:

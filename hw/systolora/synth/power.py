@@ -7,6 +7,7 @@ from typing import Any
 from systolora.synth.asic import NETLIST
 from systolora.synth.liberty import Library
 from systolora.synth.netlist import HIGH, Netlist
+from systolora.synth.power_liberty import internal_factor, power_text
 from systolora.synth.saif import NetActivity, read_saif
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
@@ -72,7 +73,8 @@ def power(
     SynthError
         If a net has no activity, or OpenSTA fails.
     """
-    texts = library.power_texts
+    texts = tuple(map(power_text, library.texts))
+    factor = internal_factor(sta, workspace)
     names = [f"lib{number}.lib" for number in range(len(texts))]
     text = (place / NETLIST).read_text(encoding="utf-8")
     period = period_ns * 1e-9 / library.second
@@ -115,8 +117,9 @@ def power(
     parts = (sta.description, tcl, text, saif, *texts)
     found = workspace.step(f"power of {netlist.top}", parts, run)
     values = json.loads((found / _POWER).read_text(encoding="utf-8"))
-    return {
-        kind: dict(zip(_PARTS, values[4 * n : 4 * n + 4], strict=True))
-        for n, kind in enumerate(_KINDS)
-        if n < 3
-    }
+    result = {}
+    for number, kind in enumerate(_KINDS[:3]):
+        internal, switching, leakage, _ = values[4 * number : 4 * number + 4]
+        parts = (internal / factor, switching, leakage)
+        result[kind] = dict(zip(_PARTS, (*parts, sum(parts)), strict=True))
+    return result
