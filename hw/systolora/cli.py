@@ -1,4 +1,5 @@
-"""The command line: `generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`, `synth`.
+"""The command line: `generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`, `synth`,
+`power`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -16,6 +17,7 @@ from typing import NoReturn
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
+from .power_command import add_power
 from .synth_command import add_synth, synth
 
 __all__ = ["main"]
@@ -382,6 +384,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesis = add_synth(commands)
     _add_configuration(synthesis)
     synthesis.set_defaults(function=_synth)
+    add_power(commands)
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from systolora.synth.tools import SynthError
 
-__all__ = ["Cell", "Library", "Register", "read_library"]
+__all__ = ["Cell", "Library", "Register", "read_library", "read_text"]
 
 _GROUP = re.compile(r"^\s*(\w+)\s*\(\s*\"?([^)\"]*)\"?\s*\)\s*\{")
 _AREA = re.compile(r"^\s*area\s*:\s*\"?([0-9.eE+-]+)")
@@ -98,7 +98,8 @@ class Library:
         return None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A Liberty file, unpacked; SynthError if it cannot be read."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -182,7 +183,7 @@ def read_library(paths: Sequence[Path]) -> Library:
         If one cannot be read, is no Liberty file, has other units than the first; if there is no
         flip-flop among all, or no logic.
     """
-    names, texts = tuple(path.name for path in paths), tuple(map(_read, paths))
+    names, texts = tuple(path.name for path in paths), tuple(map(read_text, paths))
     cells: dict[str, Cell] = {}
     units: list[tuple[float, float]] = []
     for path, content in zip(paths, texts, strict=True):

@@ -190,13 +190,16 @@ def measure(options: EnergyOptions) -> dict[str, Any]:
         else _textbook(name, options.size, data)
         for name in options.arrays
     }
-    progress.total = 1 + sum(4 + 2 * len(each) for each in modes.values())
+    progress.total = 1 + sum(3 + len(each) for each in modes.values())
+    if "systolora" in modes:
+        progress.total += 3  # four passes of int16
     try:
+        factor = internal_factor(sta, workspace)
         report: dict[str, Any] = {
             "version": VERSION,
             "libraries": list(library.names),
             "tools": {tool.name: tool.description for tool in (yosys, sta)},
-            "internal_factor": internal_factor(sta, workspace),
+            "internal_factor": factor,
             "period_ns": options.period_ns,
             "size": options.size,
             "unit_delay": options.unit_delay,
@@ -206,7 +209,7 @@ def measure(options: EnergyOptions) -> dict[str, Any]:
         }
         for name in options.arrays:
             report["arrays"][name] = _measured(
-                name, modes[name], options, library, yosys, sta, workspace
+                name, modes[name], options, library, yosys, sta, factor, workspace
             )
     finally:
         progress.close()
@@ -220,6 +223,7 @@ def _measured(
     library: Library,
     yosys: Tool,
     sta: Tool,
+    factor: float,
     workspace: Workspace,
 ) -> dict[str, Any]:
     design, count = _design(name, options.size)
@@ -241,8 +245,8 @@ def _measured(
             if wrong := stream.check(activity.outputs):
                 raise SynthError(f"{name}, {mode}: {wrong} results of the gates are wrong")
             watts = power(
-                netlist, library, place, saif_text(netlist, activity), options.period_ns, sta,
-                workspace,
+                netlist, library, place, saif_text(netlist, activity), options.period_ns,
+                factor, sta, workspace,
             )  # fmt: skip
             scale = 1e3 * options.period_ns / count  # W to pJ per PE and cycle
             for part in ("total", "registers", "logic"):

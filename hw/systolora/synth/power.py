@@ -7,7 +7,7 @@ from typing import Any
 from systolora.synth.asic import NETLIST
 from systolora.synth.liberty import Library
 from systolora.synth.netlist import HIGH, Netlist
-from systolora.synth.power_liberty import internal_factor, power_text
+from systolora.synth.power_liberty import power_text, reduced
 from systolora.synth.saif import NetActivity, read_saif
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
@@ -60,21 +60,22 @@ def power(
     place: Path,
     saif: str,
     period_ns: float,
+    factor: float,
     sta: Tool,
     workspace: Workspace,
 ) -> dict[str, Any]:
     """W at a period, as {"total", "registers", "logic": {"internal_w", "switching_w", "leakage_w", "total_w"}}.
 
     `place` is the directory of the netlist, `saif` the text of a SAIF file with all of its nets, in
-    cycles. `registers` include what their clock pins take; a clock tree is not there.
+    cycles, `factor` that of `power_liberty.internal_factor`. `registers` include what their clock pins take; a clock tree is not there.
 
     Raises
     ------
     SynthError
         If a net has no activity, or OpenSTA fails.
     """
-    texts = tuple(map(power_text, library.texts))
-    factor = internal_factor(sta, workspace)
+    used = {library.driver.name, *(cell.kind for cell in netlist.cells)}
+    texts = tuple(power_text(reduced(content, used)) for content in library.texts)
     names = [f"lib{number}.lib" for number in range(len(texts))]
     text = (place / NETLIST).read_text(encoding="utf-8")
     period = period_ns * 1e-9 / library.second

@@ -2,16 +2,19 @@
 
 import json
 import re
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
 
-__all__ = ["internal_factor", "power_text"]
+__all__ = ["internal_factor", "power_text", "reduced"]
 
 _ENERGY = re.compile(r"\b(?:internal_power|leakage_power)\s*\(\s*\)\s*\{")
 _GROUND = re.compile(r"pg_pin\s*\(\s*\"?(\w+)\"?\s*\)\s*\{[^}]*primary_ground")
 _PIN = re.compile(r"\b(?:pin|cell)\s*\(")
+_CELL = re.compile(r"\bcell\s*\(\s*\"?(\w+)\"?\s*\)\s*\{")
 _BRACE = re.compile(r"[{}]")
 
 
@@ -56,6 +59,26 @@ def power_text(text: str) -> str:
     kept, position = [], 0
     for start, end, key, energy, when in groups:
         if key[2] in grounds or (energy and not when and key in conditional):
+            kept.append(text[position:start])
+            position = end
+    return "".join((*kept, text[position:]))
+
+
+@cache
+def _cells(text: str) -> tuple[tuple[str, int, int], ...]:
+    """Name, begin and end of each cell."""
+    found, position = [], 0
+    while match := _CELL.search(text, position):
+        position = _end(text, match.end())
+        found.append((match[1], match.start(), position))
+    return tuple(found)
+
+
+def reduced(text: str, names: Collection[str]) -> str:
+    """A Liberty file with these of its cells only, so that it is read sooner."""
+    kept, position = [], 0
+    for name, start, end in _cells(text):
+        if name not in names:
             kept.append(text[position:start])
             position = end
     return "".join((*kept, text[position:]))
