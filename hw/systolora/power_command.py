@@ -29,7 +29,6 @@ def add_power(commands: "argparse._SubParsersAction[Any]") -> None:
         help="energy of a MAC in standard cells, from simulated activity",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--liberty", metavar="FILE", type=Path, nargs="+", action="extend", required=True,
