@@ -38,7 +38,7 @@ def add_power(commands: "argparse._SubParsersAction[Any]") -> None:
         "--clock", metavar="FREQUENCY", type=clock, default=1.0, help="as 500MHz; default 1GHz"
     )
     parser.add_argument(
-        "--size", metavar="N", type=int, default=4, help="rows and columns: 2, 4 (default) or 8"
+        "--size", metavar="N", type=int, default=4, help="rows and columns: 4 (default) or 8"
     )
     parser.add_argument(
         "--array", metavar="NAMES",

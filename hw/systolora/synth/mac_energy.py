@@ -52,8 +52,8 @@ ARRAYS = ("systolora", "int8", "bf16", "fp32", "skew")
 class EnergyOptions:
     """What to calculate.
 
-    liberty : files of one technology; period_ns : of the clock; size : rows and columns, 2 to 8, in
-    steps of 4 from 4 on; arrays : of ARRAYS; unit_delay : count glitches, see activity
+    liberty : files of one technology; period_ns : of the clock; size : rows and columns, 4 or
+    8; arrays : of ARRAYS; unit_delay : count glitches, see activity
     """
 
     liberty: Sequence[Path]
@@ -67,8 +67,8 @@ class EnergyOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.size not in (2, 4, 8):
-            raise SynthError(f"size = {self.size}: must be 2, 4 or 8")
+        if self.size not in (4, 8):
+            raise SynthError(f"size = {self.size}: must be 4 or 8")
         for name in self.arrays:
             if name not in ARRAYS:
                 raise SynthError(f"array = {name!r}: must be of {', '.join(ARRAYS)}")
