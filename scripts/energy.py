@@ -37,21 +37,23 @@ def _report(file: Path) -> dict[str, Any]:
 def _technologies(directory: Path, sram: Path) -> list[Technology]:
     power = directory / "power"
     try:
-        read, write = sram_energy(sram)
+        sram_pj = sram_energy(sram)
     except SynthError as error:
         raise RunError(str(error)) from None
     memories = {
-        "asap7": ("ASAP7", _SRAM_7NM[0], _SRAM_7NM[0], _SRAM_7NM[1]),
-        "sg13g2": ("IHP SG13G2", read, write, f"its macro {sram.stem}"),
+        "asap7": ("ASAP7", (_SRAM_7NM[0], _SRAM_7NM[0]), _SRAM_7NM[1]),
+        "sg13g2": ("IHP SG13G2", sram_pj, f"its macro {sram.stem}"),
     }
     return [
         Technology(
             name,
             _report(power / f"{file}.json"),
             _report(glitches) if (glitches := power / f"{file}-unit-delay.json").exists() else None,
-            *energies,
+            read=energies[0],
+            write=energies[1],
+            source=source,
         )
-        for file, (name, *energies) in memories.items()
+        for file, (name, energies, source) in memories.items()
     ]
 
 

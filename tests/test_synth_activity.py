@@ -121,5 +121,3 @@ def test_what_is_not_simulated(tmp_path):
         simulate(counter(), library, inputs, skip=0, clock="clock")
     with pytest.raises(SynthError, match="no input b"):
         simulate(counter(), library, {"b": one([1])}, skip=0)
-
-

@@ -40,7 +40,8 @@ def operands(kind: str, count: int, seed: int) -> np.ndarray:
     )
     few = near & ~np.uint64((1 << (fraction - 3)) - 1)
     special = rng.choice(
-        np.array([0, 1, 1 << fraction, (1 << fraction) - 1, (255 << fraction) - 1], np.uint64), count
+        np.array([0, 1, 1 << fraction, (1 << fraction) - 1, (255 << fraction) - 1], np.uint64),
+        count,
     ) | (rng.integers(0, 2, count).astype(np.uint64) << np.uint64(bits - 1))
     picked = rng.integers(0, 8, count)
     mixed = np.select([picked < 3, picked < 5, picked < 7], [near, few, anything], special)

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from systolora.synth.liberty import Library, read_library
 
-_TABLE = "cell_rise (scalar) { values (\"0.01\"); } cell_fall (scalar) { values (\"0.01\"); }"
-_TABLE += " rise_transition (scalar) { values (\"0.01\"); }"
-_TABLE += " fall_transition (scalar) { values (\"0.01\"); }"
+_TABLE = 'cell_rise (scalar) { values ("0.01"); } cell_fall (scalar) { values ("0.01"); }'
+_TABLE += ' rise_transition (scalar) { values ("0.01"); }'
+_TABLE += ' fall_transition (scalar) { values ("0.01"); }'
 
 
 def _gate(name: str, inputs: str, function: str) -> str:
     pins = "".join(f" pin ({i}) {{ direction : input; capacitance : 0.002; }}" for i in inputs)
-    arcs = "".join(f" timing () {{ related_pin : \"{i}\"; {_TABLE} }}" for i in inputs)
+    arcs = "".join(f' timing () {{ related_pin : "{i}"; {_TABLE} }}' for i in inputs)
     return (
         f"cell ({name}) {{ area : 1;{pins}"
-        f" pin (Y) {{ direction : output; function : \"{function}\";{arcs} }} }}\n"
+        f' pin (Y) {{ direction : output; function : "{function}";{arcs} }} }}\n'
     )
 
 
@@ -42,7 +42,8 @@ LIBERTY = (
       fall_power (one) { values ("3, 3"); } }
     internal_power () { when : "!D"; rise_power (one) { values ("1, 1"); }
       fall_power (one) { values ("3, 3"); } }
-    internal_power () { rise_power (one) { values ("9, 9"); } fall_power (one) { values ("9, 9"); } } }
+    internal_power () { rise_power (one) { values ("9, 9"); }
+      fall_power (one) { values ("9, 9"); } } }
   pin (D) { direction : input; capacitance : 0.002; }
   pin (Q) { direction : output; function : "IQ"; timing () { related_pin : "C";
     timing_type : rising_edge; """

@@ -12,8 +12,8 @@ __all__ = ["add_power", "power"]
 
 _DESCRIPTION = """\
 Energy of a multiply-accumulate from the activity of simulated gates: an array of ours and textbook
-arrays (int8, bf16, fp32) are mapped to standard cells, their netlists multiply tiles of a layer, and
-OpenSTA makes power of what changes. Before layout: an ideal clock, no wires; no measurement.
+arrays (int8, bf16, fp32) are mapped to standard cells, their netlists multiply tiles of a layer,
+and OpenSTA makes power of what changes. Before layout: an ideal clock, no wires; no measurement.
 docs/synthesis.md says what it rests on."""
 
 _EXAMPLE = """\

@@ -15,34 +15,70 @@ _TITLES = {
     "fp32": "textbook WS, fp32",
 }
 _ASSUMPTIONS = (
-    ("gates", "mapped by Yosys and ABC, before layout: no wires, an ideal clock without a tree, no "
-     "clock gating; clock pins of registers count, in waiting cycles too"),
-    ("activity", "netlists simulated with zero delay, every result checked: a net changes at most once "
-     "a cycle, so no glitches; \"with glitches\" gives every cell one unit of delay, which is more "
-     "than real cells pass on"),
-    ("power", "OpenSTA with the activity of every pin; of a pin's energies only those of the supply "
-     "(ASAP7 has the same charge for ground once more); OpenSTA's internal power divided by what "
-     "it makes of two cells of known energies (2.0.17: 2.0)"),
-    ("PEs", "energy of a PE and cycle from 4 x 4 PEs, times 64 x 64; all beats of the program as full "
-     "ones, padding too"),
-    ("ours", "the PE of the preset `paper`: int8 and int16, both dataflows, sums of 32 bits; "
-     "accumulators of 48 bits (6 bytes)"),
-    ("textbook PEs", "one dataflow, one stationary register, int8 alone: less than ours. bf16: "
-     "multiplies bf16, adds fp32; fp32: both in fp32; no infinities, NaN or subnormals"),
-    ("textbook arrays", "the program `textbook-ws` of docs/baselines.md in the cycle model: load, "
-     "compute, drain; floats take the cycles of int8, although their adders take four cycles, their "
-     "operands two or four times the bandwidth"),
-    ("bytes of floats", "operands two or four times those of int8 in buffers and memory, in the same "
-     "number of transfers, as if buffers were so many times larger; streams of 32 bits (sums, "
-     "masters) as they are; sums of 4 bytes"),
-    ("edge", "registers that skew operands, energy of a bit from a chain of registers; of floats one "
-     "register a row, although their adders take four cycles"),
-    ("SRAM", "operand buffers written and read, accumulators read and written, by the array and by row "
-     "operations; no leakage, no wires"),
-    ("DRAM", "LPDDR4, 64 pJ per byte, every byte on the bus; no idle power, no refresh"),
-    ("left out for all", "post-processor and controllers, the host. Floats need no quantization, and "
-     "an array's update in floats would cost more than in integers"),
-)  # fmt: skip
+    (
+        "gates",
+        "mapped by Yosys and ABC, before layout: no wires, an ideal clock without a tree, "
+        "no clock gating; clock pins of registers count, in waiting cycles too",
+    ),
+    (
+        "activity",
+        "netlists simulated with zero delay, every result checked: a net changes at most "
+        'once a cycle, so no glitches; "with glitches" gives every cell one unit of '
+        "delay, which is more than real cells pass on",
+    ),
+    (
+        "power",
+        "OpenSTA with the activity of every pin; of a pin's energies only those of the "
+        "supply (ASAP7 has the same charge for ground once more); OpenSTA's internal power "
+        "divided by what it makes of two cells of known energies (2.0.17: 2.0)",
+    ),
+    (
+        "PEs",
+        "energy of a PE and cycle from 4 x 4 PEs, times 64 x 64; all beats of the program "
+        "as full ones, padding too",
+    ),
+    (
+        "ours",
+        "the PE of the preset `paper`: int8 and int16, both dataflows, sums of 32 bits; "
+        "accumulators of 48 bits (6 bytes)",
+    ),
+    (
+        "textbook PEs",
+        "one dataflow, one stationary register, int8 alone: less than ours. bf16: "
+        "multiplies bf16, adds fp32; fp32: both in fp32; no infinities, NaN or subnormals",
+    ),
+    (
+        "textbook arrays",
+        "the program `textbook-ws` of docs/baselines.md in the cycle model: load, compute, "
+        "drain; floats take the cycles of int8, although their adders take four cycles, "
+        "their operands two or four times the bandwidth",
+    ),
+    (
+        "bytes of floats",
+        "operands two or four times those of int8 in buffers and memory, in the same number "
+        "of transfers, as if buffers were so many times larger; streams of 32 bits (sums, "
+        "masters) as they are; sums of 4 bytes",
+    ),
+    (
+        "edge",
+        "registers that skew operands, energy of a bit from a chain of registers; of floats "
+        "one register a row, although their adders take four cycles",
+    ),
+    (
+        "SRAM",
+        "operand buffers written and read, accumulators read and written, by the array and "
+        "by row operations; no leakage, no wires",
+    ),
+    (
+        "DRAM",
+        "LPDDR4, 64 pJ per byte, every byte on the bus; no idle power, no refresh",
+    ),
+    (
+        "left out for all",
+        "post-processor and controllers, the host. Floats need no quantization, and an "
+        "array's update in floats would cost more than in integers",
+    ),
+)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -108,9 +144,9 @@ def render(figures: Mapping[str, Any]) -> str:
     lines = [
         "# Energy, calculated",
         "",
-        f"Written by `{figures['command']}` ({versions}); all figures: `energy.json`. **Nothing here is"
-        " measured**: energies of gates are calculated from simulated activity before layout, those of"
-        " memories are quoted. Ratios between arrays in one flow say more than any pJ.",
+        f"Written by `{figures['command']}` ({versions}); all figures: `energy.json`. **Nothing here"
+        " is measured**: energies of gates are calculated from simulated activity before layout,"
+        " those of memories are quoted. Ratios between arrays in one flow say more than any pJ.",
         "",
         "CDM-QTA (arXiv 2504.07998) reports 5.50 times the energy efficiency of its baseline, which"
         " its abstract does not define; so the tables give the ratio to each array that could be"
@@ -136,8 +172,8 @@ def render(figures: Mapping[str, Any]) -> str:
             "### A MAC",
             "",
             *_macs(macs),
-            "`ws int16`: the four passes of byte planes of one product are one MAC. `zeros`: streams"
-            " of zeros; `idle`: nothing moves but the clock.",
+            "`ws int16`: the four passes of byte planes of one product are one MAC. `zeros`:"
+            " streams of zeros; `idle`: nothing moves but the clock.",
             "",
         ]
         if "glitches" in entry:

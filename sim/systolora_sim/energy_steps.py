@@ -27,7 +27,7 @@ _DRAM = "LPDDR4"
 
 @dataclass(frozen=True)
 class Technology:
-    """Gates and SRAM: report of `systolora power`, the one with glitches, pJ per byte, its source."""
+    """Gates and SRAM: reports of `systolora power`, pJ per byte read and written, their source."""
 
     name: str
     macs: Mapping[str, Any]
@@ -83,10 +83,17 @@ def steps(utilization: Path) -> dict[str, dict[str, Step]]:
         counts = {name: traffic(p.program, p.config) for name, p in programs.items()}
         found[case.name] = {
             column: Step(
-                array, *amounts[name], counts[name], programs[name].config, element, word
+                array=array,
+                cycles=amounts[name][0],
+                bytes_read=amounts[name][1],
+                bytes_written=amounts[name][2],
+                traffic=counts[name],
+                config=programs[name].config,
+                element=element,
+                word=word,
             )
             for column, (array, name, element, word) in ARRAYS.items()
-        }  # fmt: skip
+        }
     return found
 
 

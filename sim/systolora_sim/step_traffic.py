@@ -41,7 +41,7 @@ class Traffic:
 
 
 def _array(execs: Rows, config: AcceleratorConfig) -> dict[str, int]:
-    found = dict.fromkeys(
+    found: dict[str, int] = dict.fromkeys(
         ("ws_beats", "os_beats", "ws_tiles", "act_read", "wgt_read", "acc_read", "acc_write"), 0
     )
     rows, cols = config.rows, config.cols

@@ -1,8 +1,8 @@
 """Simulates a netlist of standard cells and counts how often each net changes.
 
 64 independent runs at once, one in each bit of a word. Zero delay: a net changes at most once a
-cycle, so glitches do not count. Unit delay: every cell takes one step, all changes of a cycle count;
-real cells swallow short pulses, so that is more than there will be.
+cycle, so glitches do not count. Unit delay: every cell takes one step, all changes of a cycle
+count; real cells swallow short pulses, so that is more than there will be.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Activity:
     Members
     -------
     toggles, ones : of each net: changes, cycles at 1
-    outputs : of each output port, [cycles simulated, 64]: its value at the end of the cycle, unsigned
+    outputs : of each output port, [cycles simulated, 64]: its value at the end of each, unsigned
     """
 
     cycles: int
@@ -156,8 +156,8 @@ def simulate(
 
     Parameters
     ----------
-    inputs : of each input port, [cycles, 64] integers, in the cycle before the edge that takes them;
-        ports without any are 0, registers begin with 0
+    inputs : of each input port, [cycles, 64] integers, in the cycle before the edge that takes
+        them; ports without any are 0, registers begin with 0
     unit_delay : count glitches, see above
 
     Raises

@@ -1,4 +1,4 @@
-"""Operands of a layer for simulations of arrays: normal numbers, quantized as the accelerator does."""
+"""Operands of a layer for simulations of arrays: normal numbers, quantized as ours are."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ __all__ = ["DATA", "LayerData", "float_bits", "float_values", "planes", "quantiz
 #: [N, d] of X and [k, d] of W: K of Stable Diffusion 1.5's first cross-attention, four samples.
 ROWS, DEPTH, COLUMNS = 308, 768, 320
 DATA = (
-    f"X [{ROWS}, {DEPTH}] and W [{COLUMNS}, {DEPTH}] (K of SD 1.5's first cross-attention, batch 4) of"
-    " independent normal numbers, quantized with S = max/127 (int16: max/32767) of the tensor;"
+    f"X [{ROWS}, {DEPTH}] and W [{COLUMNS}, {DEPTH}] (K of SD 1.5's first cross-attention, batch 4)"
+    " of independent normal numbers, quantized with S = max/127 (int16: max/32767) of the tensor;"
     f" {LANES} tiles of it at random"
 )
 

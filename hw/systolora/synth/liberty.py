@@ -114,7 +114,8 @@ def _register(held: Sequence[str], functions: dict[str, str]) -> Register | None
     if len(names) != 2 or not {"clocked_on", "next_state"} <= functions.keys():
         return None
     return Register(
-        *names,
+        names[0],
+        names[1],
         functions["clocked_on"],
         functions["next_state"],
         functions.get("clear", ""),

@@ -39,7 +39,7 @@ from systolora.synth.workspace import Progress, Workspace
 __all__ = ["ARRAYS", "VERSION", "EnergyOptions", "measure", "text"]
 
 VERSION = 1
-#: Rows of X that pass a WS tile: in the 64 x 64 array of the preset `paper` loads take 16 of 308 beats.
+#: Rows of X that pass a WS tile while 4 beats load: 16 of 308 in the array of the preset `paper`.
 _LENGTH = 77
 #: Beats of an OS tile.
 _DEPTH = 20
@@ -52,14 +52,16 @@ ARRAYS = ("systolora", "int8", "bf16", "fp32", "skew")
 class EnergyOptions:
     """What to calculate.
 
-    liberty : files of one technology; period_ns : of the clock; size : rows and columns, 4 or
-    8; arrays : of ARRAYS; unit_delay : count glitches, see activity
+    liberty : files of one technology; period_ns : of the clock; size : rows and columns, 4 or 8;
+    arrays : of ARRAYS; modes : of those, by name, none for all; unit_delay : count glitches, see
+    activity
     """
 
     liberty: Sequence[Path]
     period_ns: float = 1.0
     size: int = 4
     arrays: Sequence[str] = ARRAYS
+    modes: Sequence[str] = ()
     unit_delay: bool = False
     seed: int = 0
     yosys: str = "auto"
@@ -190,9 +192,11 @@ def measure(options: EnergyOptions) -> dict[str, Any]:
         else _textbook(name, options.size, data)
         for name in options.arrays
     }
+    if options.modes:
+        modes = {n: [m for m in each if m[0] in options.modes] for n, each in modes.items()}
     progress.total = 1 + sum(3 + len(each) for each in modes.values())
-    if "systolora" in modes:
-        progress.total += 3  # four passes of int16
+    if any(mode == "ws int16" for each in modes.values() for mode, _, _ in each):
+        progress.total += 3  # four passes
     try:
         factor = internal_factor(sta, workspace)
         report: dict[str, Any] = {

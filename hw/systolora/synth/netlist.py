@@ -1,4 +1,4 @@
-"""A mapped netlist as cells, pins and nets, for simulation and for what a power calculation names."""
+"""A mapped netlist as cells, pins and nets."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Power of a netlist from the activity of its nets, by OpenSTA: before layout, ideal clock, no wires."""
+"""Power of a netlist from the activity of its nets, by OpenSTA: before layout, no wires."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,11 @@ def _pin_script(netlist: Netlist, library: Library, nets: dict[str, NetActivity]
     lines, missing = [], []
     for name, (direction, bits) in netlist.ports.items():
         for position, net in enumerate(bits):
-            if direction == "input" and net not in clock and (found := nets.get(netlist.names[net])):
+            if (
+                direction == "input"
+                and net not in clock
+                and (found := nets.get(netlist.names[net]))
+            ):
                 port = f"{name}[{position}]" if len(bits) > 1 else name
                 lines.append(
                     f"sta::set_power_input_port_activity [get_ports {{{port}}}]"
@@ -51,7 +55,9 @@ def _pin_script(netlist: Netlist, library: Library, nets: dict[str, NetActivity]
         raise SynthError(
             f"{netlist.top}: {len(missing)} nets without activity, as {sorted(missing)[0]}"
         )
-    return "\n".join(("proc a {p t d} {sta::set_power_pin_activity [get_pins $p] $t $d}", *lines, ""))
+    return "\n".join(
+        ("proc a {p t d} {sta::set_power_pin_activity [get_pins $p] $t $d}", *lines, "")
+    )
 
 
 def power(
@@ -64,10 +70,12 @@ def power(
     sta: Tool,
     workspace: Workspace,
 ) -> dict[str, Any]:
-    """W at a period, as {"total", "registers", "logic": {"internal_w", "switching_w", "leakage_w", "total_w"}}.
+    """W at a period, by "total", "registers", "logic"; each with "internal_w", "switching_w",
+    "leakage_w", "total_w".
 
     `place` is the directory of the netlist, `saif` the text of a SAIF file with all of its nets, in
-    cycles, `factor` that of `power_liberty.internal_factor`. `registers` include what their clock pins take; a clock tree is not there.
+    cycles, `factor` that of `power_liberty.internal_factor`. `registers` include what their clock
+    pins take; a clock tree is not there.
 
     Raises
     ------

@@ -38,8 +38,8 @@ def _attribute(name: str, group: str) -> str:
 def power_text(text: str) -> str:
     """A Liberty file without the energies and leakages that would count twice.
 
-    - Those of ground pins. Where a library has one for the supply and one for ground, it is the same
-      charge: over a rise and a fall both are equal.
+    - Those of ground pins. Where a library has one for the supply and one for ground, it is the
+      same charge: over a rise and a fall both are equal.
     - An energy without `when` beside others of the same pin with one: it is for states that those
       leave open, and OpenSTA 2.0.17 adds it in every state.
     """
@@ -164,5 +164,7 @@ def internal_factor(sta: Tool, workspace: Workspace) -> float:
     # 100 MHz: half a change a cycle of 2 pJ on average; a rise and a fall of the clock, 4 pJ
     factors = buffer / 1e-4, register / 4e-4
     if abs(factors[0] - factors[1]) > 0.01 or not 0.5 < factors[0] < 4:
-        raise SynthError(f"{sta.description}: its power of known energies is {factors} times theirs")
+        raise SynthError(
+            f"{sta.description}: its power of known energies is {factors} times theirs"
+        )
     return round(factors[0], 4)

@@ -17,7 +17,7 @@ _WRITE, _READ = "A_MEN&A_WEN&!A_REN", "A_MEN&!A_WEN&A_REN"
 
 def sram_energy(path: Path) -> tuple[float, float]:
     """pJ per byte read and written through port A of an IHP SG13G2 macro: what its clock pin takes
-    in an access, divided by the bytes of a word. Pins of addresses and data are left out (below 5%).
+    in an access, divided by the bytes of a word. Pins of addresses and data are left out.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """What enters an array, cycle by cycle, so that it works on matrices; and where results leave.
 
-Every stream is for 64 independent runs: matrices have a first axis of 64. Ports and skews are those of
-`rtl.array.SystolicArray` and `baselines.textbook.TextbookArray`.
+Every stream is for 64 independent runs: matrices have a first axis of 64. Ports and skews are those
+of `rtl.array.SystolicArray` and `baselines.textbook.TextbookArray`.
 """
 
 from collections.abc import Callable
@@ -132,7 +132,9 @@ def output_stationary(a: np.ndarray, b: np.ndarray, segments: int) -> Stream:
 def idle(rows: int, cols: int, segments: int, operand: np.ndarray, cycles: int = 24) -> Stream:
     """Our array after a tile, with zeros and closed windows; w : [64, R, C] stays in it."""
     a = operand[:, None, :, :].repeat(3, axis=1)
-    whole = weight_stationary(a[:, :, : rows // segments + 2], operand[:, None].repeat(3, 1), segments)
+    whole = weight_stationary(
+        a[:, :, : rows // segments + 2], operand[:, None].repeat(3, 1), segments
+    )
     zeros = {
         name: np.concatenate([values, np.zeros((cycles + rows + cols + 3, LANES), np.int64)])
         for name, values in whole.inputs.items()

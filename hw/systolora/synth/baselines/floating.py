@@ -1,10 +1,12 @@
 """Plain pipelined float arithmetic, for comparison PEs: a multiplier and an fp32 adder.
 
-Results round to nearest, ties to even. Subnormal operands count as zero and subnormal results become
-zero of their sign (seen after rounding). What is too large becomes the largest finite number of its
-sign: there are no infinities and no NaN, an exponent of 255 is an exponent. All of this makes
-the units smaller than IEEE 754's.
+Results round to nearest, ties to even. Subnormal operands count as zero and subnormal results
+become zero of their sign (seen after rounding). What is too large becomes the largest finite
+number of its sign: there are no infinities and no NaN, an exponent of 255 is an exponent. All of
+this makes the units smaller than IEEE 754's.
 """
+
+from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
@@ -16,13 +18,13 @@ _EXPONENT, _FRACTION = 8, 23
 _BIAS, _LARGEST = 127, 254
 
 
-def _parts(number: Value, fraction: int) -> tuple[Value, Value, Value]:
+def _parts(number: Any, fraction: int) -> tuple[Any, Any, Any]:
     """Sign, exponent and significand with its leading one, which is 0 for zero and subnormals."""
     exponent = number[fraction : fraction + _EXPONENT]
     return number[-1], exponent, Cat(number[:fraction], exponent.any())
 
 
-def _pack(m: Module, sign: Value, exponent: Value, fraction: Value) -> Value:
+def _pack(m: Module, sign: Value, exponent: Value, fraction: Value) -> Any:
     """The fp32 number of a signed exponent with its bias and 23 bits."""
     low, high = Signal(name="low"), Signal(name="high")
     m.d.comb += [low.eq(exponent < 1), high.eq(exponent > _LARGEST)]
@@ -134,7 +136,7 @@ class FloatAdder(wiring.Component):
             zero_sign_1.eq(sign_a & sign_b),
         ]
         # 2: three more places, the last for all that is shifted out
-        value: Value = Cat(Const(0, 3), small & Cat(small[-1].replicate(24)))
+        value: Any = Cat(Const(0, 3), small & Cat(small[-1].replicate(24)))
         for place in range(5):
             step = 1 << place
             lost = value[:step].any()
