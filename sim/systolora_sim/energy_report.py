@@ -144,8 +144,8 @@ def render(figures: Mapping[str, Any]) -> str:
     lines = [
         "# Energy, calculated",
         "",
-        f"Written by `{figures['command']}` ({versions}); all figures: `energy.json`. **Nothing here"
-        " is measured**: energies of gates are calculated from simulated activity before layout,"
+        f"Written by `{figures['command']}` ({versions}); all figures: `energy.json`. **Nothing"
+        " here is measured**: energies of gates are calculated from simulated activity before layout,"
         " those of memories are quoted. Ratios between arrays in one flow say more than any pJ.",
         "",
         "CDM-QTA (arXiv 2504.07998) reports 5.50 times the energy efficiency of its baseline, which"
