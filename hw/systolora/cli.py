@@ -1,5 +1,5 @@
 """The command line: `generate`, `info`, `run`, `replay`, `compile`, `disasm`, `adapter`, `perf`,
-`synth`.
+`synth`, `power`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 1 where `replay` finds a difference;
 2 for bad input, with one line on stderr; 130 when interrupted.
@@ -17,6 +17,7 @@ from typing import NoReturn
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
+from .power_command import add_power
 from .replay_command import add_replay
 from .synth_command import add_synth, synth
 
@@ -387,6 +388,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesis = add_synth(commands)
     _add_configuration(synthesis)
     synthesis.set_defaults(function=_synth)
+    add_power(commands)
     return parser
 
 

@@ -9,18 +9,31 @@ from typing import Any
 
 from systolora.synth.tools import SynthError
 
-__all__ = ["Cell", "Library", "read_library"]
+__all__ = ["Cell", "Library", "Register", "read_library", "read_text"]
 
 _GROUP = re.compile(r"^\s*(\w+)\s*\(\s*\"?([^)\"]*)\"?\s*\)\s*\{")
 _AREA = re.compile(r"^\s*area\s*:\s*\"?([0-9.eE+-]+)")
 _FUNCTION = re.compile(r"^\s*function\s*:\s*\"([^\"]*)\"")
 _DIRECTION = re.compile(r"^\s*direction\s*:\s*\"?(\w+)")
+_STATE = re.compile(r"^\s*(clocked_on|next_state|clear|preset)\s*:\s*\"([^\"]*)\"")
 _TIME = re.compile(r"^\s*time_unit\s*:\s*\"?\s*([0-9.]+)\s*(fs|ps|ns|us)")
 _CAPACITANCE = re.compile(r"^\s*capacitive_load_unit\s*\(\s*\"?([0-9.]+)\"?\s*,\s*\"?(\w+)\"?\s*\)")
 _SECONDS = {"fs": 1e-15, "ps": 1e-12, "ns": 1e-9, "us": 1e-6}
 _FARADS = {"ff": 1e-15, "pf": 1e-12}
 #: Not for logic: what a designer must ask for.
 _DONT_USE = re.compile(r"^\s*dont_use\s*:\s*\"?true")
+
+
+@dataclass(frozen=True)
+class Register:
+    """What a flip-flop holds: the names of its state and the complement, and functions of pins."""
+
+    state: str
+    inverse: str
+    clock: str
+    next_state: str
+    clear: str = ""
+    preset: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Cell:
     functions: dict[str, str]
     flip_flop: bool
     usable: bool
+    register: Register | None = None
 
     @property
     def is_buffer(self) -> bool:
@@ -84,7 +98,8 @@ class Library:
         return None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A Liberty file, unpacked; SynthError if it cannot be read."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
@@ -92,6 +107,20 @@ def _read(path: Path) -> str:
     except (OSError, EOFError) as error:
         raise SynthError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     return data.decode("latin-1")
+
+
+def _register(held: Sequence[str], functions: dict[str, str]) -> Register | None:
+    names = [name.strip(' "') for name in held[0].split(",")] if held else []
+    if len(names) != 2 or not {"clocked_on", "next_state"} <= functions.keys():
+        return None
+    return Register(
+        names[0],
+        names[1],
+        functions["clocked_on"],
+        functions["next_state"],
+        functions.get("clear", ""),
+        functions.get("preset", ""),
+    )
 
 
 def _cells(lines: Sequence[str]) -> dict[str, Cell]:
@@ -110,6 +139,8 @@ def _cells(lines: Sequence[str]) -> dict[str, Cell]:
                 pin = {"name": stack[-1][1]}
             elif stack[-1][0] in ("ff", "ff_bank") and state:
                 state["ff"] = True
+                # A bank's states have no name each
+                state["held"] = [stack[-1][1]] if stack[-1][0] == "ff" else []
         elif line.rstrip().endswith("}"):
             kind, name = stack.pop() if stack else ("", "")
             if kind == "pin" and state:
@@ -125,6 +156,7 @@ def _cells(lines: Sequence[str]) -> dict[str, Cell]:
                     state["functions"],
                     state["ff"],
                     state["usable"],
+                    _register(state.get("held", []), state.get("functions_of_state", {})),
                 )
                 state = {}
         elif stack and stack[-1][0] == "cell":
@@ -132,6 +164,9 @@ def _cells(lines: Sequence[str]) -> dict[str, Cell]:
                 state["area"] = float(match[1])
             elif _DONT_USE.match(line):
                 state["usable"] = False
+        elif stack and stack[-1][0] == "ff" and state:
+            if match := _STATE.match(line):
+                state.setdefault("functions_of_state", {})[match[1]] = match[2]
         elif stack and stack[-1][0] == "pin":
             if match := _DIRECTION.match(line):
                 pin["direction"] = match[1]
@@ -149,7 +184,7 @@ def read_library(paths: Sequence[Path]) -> Library:
         If one cannot be read, is no Liberty file, has other units than the first; if there is no
         flip-flop among all, or no logic.
     """
-    names, texts = tuple(path.name for path in paths), tuple(map(_read, paths))
+    names, texts = tuple(path.name for path in paths), tuple(map(read_text, paths))
     cells: dict[str, Cell] = {}
     units: list[tuple[float, float]] = []
     for path, content in zip(paths, texts, strict=True):
