@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import AcceleratorConfig
 
-__all__ = ["add_synth", "synth"]
+__all__ = ["add_synth", "clock_period", "synth"]
 
 _DESCRIPTION = """\
 Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, or through Yosys and
@@ -41,8 +41,8 @@ def _number(text: str) -> int:
     return value
 
 
-def _clock(text: str) -> float:
-    """The period in ns."""
+def clock_period(text: str) -> float:
+    """The period in ns of a frequency given as 500MHz or 1.2GHz."""
     match = re.fullmatch(r"([0-9.]+)\s*([MG])Hz", text)
     try:
         megahertz = float(match[1]) * {"M": 1, "G": 1000}[match[2]] if match else 0.0
@@ -81,7 +81,7 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--clock",
         metavar="FREQUENCY",
-        type=_clock,
+        type=clock_period,
         default=1.0,
         help="what standard cells aim at, as 500MHz or 1.2GHz; default 1GHz",
     )
