@@ -119,5 +119,5 @@ def trial(config: AcceleratorConfig) -> Trial:
     for address, tensor in zip(places[1:3], (x, w), strict=True):
         put(before, address, [bytes(v & 0xFF for v in line) for line in tensor])
     after = bytearray(before)
-    put(after, places[3], [b"".join(v.to_bytes(4, "little", signed=True) for v in l) for l in y])
+    put(after, places[3], [b"".join(v.to_bytes(4, "little", signed=True) for v in r) for r in y])
     return Trial(BASE, bytes(before), bytes(after), places[0], len(program), places[3])
