@@ -73,8 +73,20 @@ def is_worse(name: str, now: float, before: float) -> bool:
     return now > before * (1 + AREA_LIMIT)
 
 
+def _unrouted(report: Mapping[str, Any]) -> set[Figure]:
+    """The frequencies that a report should have: routing failed with every seed."""
+    return {
+        Figure(target, entry["unit"], FREQUENCY)
+        for target, entries in report["fpga"].items()
+        for entry in entries
+        if "seeds" in entry and "fmax_mhz" not in entry
+    }
+
+
 def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """A phrase for each figure that both have and that is worse than it may be.
+
+    A frequency that routing did not give, with any seed, is worse than every one.
 
     Raises
     ------
@@ -86,8 +98,10 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
             f"configuration {now['digest']}: the earlier report is of {before['digest']}"
         )
     old = figures(before)
-    return [
+    found = [
         f"{key.target} {key.unit}: {key.name} {value:g}, was {old[key]:g}"
         for key, value in figures(now).items()
         if key in old and is_worse(key.name, value, old[key])
     ]
+    lost = sorted(_unrouted(now) & old.keys())
+    return found + [f"{key.target} {key.unit}: {key.name} none, was {old[key]:g}" for key in lost]
