@@ -94,7 +94,8 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--unit",
         metavar="NAMES",
-        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, or all; "
+        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, "
+        "pe_top_edge, pe_ws, pe_ws_top_edge, pe_os, or all; "
         "default pe,array,edge on FPGAs, all but edge, core and top with --liberty alone",
     )
     synth.add_argument(
