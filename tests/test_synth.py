@@ -11,6 +11,7 @@ import pytest
 from systolora.cli import main
 from systolora.config import preset
 from systolora.synth import dsp_registers, tools
+from systolora.synth.baselines.tied import ABILITIES
 from systolora.synth.designs import UNITS, generate
 from systolora.synth.fpga import NETLIST, synthesize
 from systolora.synth.liberty import read_library
@@ -247,3 +248,19 @@ def test_frequency_regresses_at_ten_percent():
 
 def test_every_unit_is_described():
     assert all(words and callable(make) for words, make in UNITS.values())
+
+
+def test_abilities_that_are_taken_away_cost_something():
+    """A PE without one is smaller in LUTs or registers, and still multiplies once."""
+    areas = {}
+    for unit in ("pe", *ABILITIES):
+        entry, _ = synthesize(
+            generate(preset("ecp5"), unit), target("ecp5-85k"), find_yosys(), workspace()
+        )
+        assert entry["area"]["MULT18X18D"] == 1 and entry["pes"] == 1, unit
+        areas[unit] = entry["area"]["LUT4"] + entry["area"]["FF"]
+    full = areas.pop("pe")
+    assert all(area < full for area in areas.values()), areas
+    assert areas["pe_ws_top_edge"] < min(areas["pe_ws"], areas["pe_top_edge"])
+    # The sum's drain chain, 32 registers and more, goes with output-stationary tiles
+    assert full - areas["pe_ws"] > 32

@@ -19,7 +19,7 @@ from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_tom
 from .perf_command import add_perf, baselines, settle
 from .power_command import add_power
 from .replay_command import add_replay
-from .synth_command import add_synth, synth
+from .synth_command import add_synth, clock_period, synth
 
 __all__ = ["main"]
 
@@ -34,8 +34,9 @@ The configuration starts from --preset, from --config, or from the preset `defau
 for single fields replace what is there. `systolora info` shows the presets."""
 
 _GENERATE = f"""\
-Writes systolora_core.v and manifest.json (configuration, ports, modules, hashes). The same
-configuration always gives the same bytes.
+Writes systolora_top.v, systolora_axi.v (the same with AMBA's active-low reset), systolora_regs.h,
+systolora.rdl and manifest.json (configuration, ports, modules, hashes); --flows adds what other
+flows want. The same configuration always gives the same bytes.
 
 {_CONFIGURATION}"""
 
@@ -45,6 +46,8 @@ examples:
       the default configuration: 16 x 16 PEs, int8 and int16
   systolora generate --preset ecp5 --acc-depth 512 -o build/ecp5
       the preset for a small FPGA with a deeper accumulator buffer
+  systolora generate --preset ecp5 --flows --clock 80MHz -o build/ecp5
+      also systolora.core (FuseSoC), .xml (IP-XACT), .sdc, and an example system that runs
   systolora generate --config my.toml -o build/mine
       my.toml holds lines such as `preset = "ecp5"` and `rows = 16`"""
 
@@ -298,6 +301,17 @@ def _parser() -> argparse.ArgumentParser:
         default="top",
         help="the whole accelerator (default), or its Core alone, behind streams",
     )
+    generate.add_argument(
+        "--flows",
+        action="store_true",
+        help="also a FuseSoC core file, IP-XACT, constraints (SDC), and an example system",
+    )
+    generate.add_argument(
+        "--clock",
+        metavar="FREQUENCY",
+        type=clock_period,
+        help="of the constraints, as 80MHz; default 100MHz",
+    )
     _add_configuration(generate)
     generate.set_defaults(function=_generate)
 
@@ -525,10 +539,14 @@ def _adapter(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    if args.flows and args.unit != "top":
+        raise _BadInput("--flows: only with --unit top")
+    if args.clock is not None and not args.flows:
+        raise _BadInput("--clock: only with --flows")
     config = _configuration(args)
     from .emit import MANIFEST, emit  # here: the other commands do not need amaranth
 
-    emitted = emit(config, args.output, args.unit)
+    emitted = emit(config, args.output, args.unit, flows=args.flows, period_ns=args.clock)
     counts = f"{len(emitted.modules)} modules, {emitted.lines} lines"
     print(f"{args.output / emitted.name}.v: {counts}, {emitted.multipliers} multipliers")
     print(f"{args.output / MANIFEST}: configuration {config.digest}")

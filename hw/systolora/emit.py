@@ -740,7 +740,14 @@ def emit_plain(config: AcceleratorConfig, unit: str = "core") -> Emitted:
         return emit_component(_component(config, unit), once=False)
 
 
-def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") -> Emitted:
+def emit(
+    config: AcceleratorConfig,
+    directory: str | Path,
+    unit: str = "top",
+    *,
+    flows: bool = False,
+    period_ns: float | None = None,
+) -> Emitted:
     """Writes the Verilog of a configuration, what software needs to know of it, and a manifest;
     the same configuration gives the same bytes.
 
@@ -748,6 +755,11 @@ def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") ->
     reset), `systolora_regs.h`, `systolora.rdl`. unit "core" is the Core alone, behind streams:
     `systolora_core.v`. Files appear complete or not at all, `manifest.json` last; the directory is
     made if need be.
+
+    Parameters
+    ----------
+    flows : of the top: packages for other flows too (`flows.package`)
+    period_ns : of the clock in their constraints
 
     Raises
     ------
@@ -770,6 +782,14 @@ def emit(config: AcceleratorConfig, directory: str | Path, unit: str = "top") ->
             "systolora_regs.h": render_header(config),
             "systolora.rdl": render_rdl(config),
         }
+    if flows:
+        if unit != "top":
+            raise EmitError(f"unit = {unit!r}: packages for flows are of the top only")
+        from .flows.package import PERIOD_NS, flow_files
+
+        rtl = (f"{emitted.name}.v", f"{WRAPPER}.v")
+        period = PERIOD_NS if period_ns is None else period_ns
+        files |= flow_files(config, __version__, emitted.ports, rtl, period)
     manifest = {
         "configuration": config.to_dict(),
         "digest": config.digest,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .synth_command import clock
+from .synth_command import clock_period
 
 __all__ = ["add_power", "power"]
 
@@ -35,7 +35,7 @@ def add_power(commands: "argparse._SubParsersAction[Any]") -> None:
         help="Liberty files, gzipped or not, of one technology",
     )  # fmt: skip
     parser.add_argument(
-        "--clock", metavar="FREQUENCY", type=clock, default=1.0, help="as 500MHz; default 1GHz"
+        "--clock", metavar="FREQUENCY", type=clock_period, default=1.0, help="as 500MHz; default 1GHz"
     )
     parser.add_argument(
         "--size", metavar="N", type=int, default=4, help="rows and columns: 4 (default) or 8"

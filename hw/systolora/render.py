@@ -44,9 +44,9 @@ from .contract import (
     RegisterField,
     Source,
     Status,
-    existing_bits,
     register_constants,
 )
+from .register_map import MappedField, mapped_fields
 
 __all__ = ["render_header", "render_markdown", "render_rdl"]
 
@@ -314,26 +314,16 @@ def _text(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _rdl_field(
-    register: Register, field: RegisterField, position: int, exists: int, constant: int | None
-) -> Iterator[str]:
-    """The part of a field that exists in the configuration, or a read-only 0 if none does."""
-    width = ((exists >> position) & ((1 << field.width) - 1)).bit_length()
-    access = _RDL_ACCESS[_field_access(register, field)]
-    reset = field.reset if constant is None else constant >> position & ((1 << field.width) - 1)
-    if not width:
-        width, access = field.width, "sw = r; hw = na;"
-    elif constant is not None:
-        access = "sw = r; hw = na;"
+def _rdl_field(field: MappedField) -> Iterator[str]:
+    access = "sw = r; hw = na;" if field.fixed else _RDL_ACCESS[field.access]
     encode = f" encode = {field.values.__name__};" if field.values is not None else ""
     yield f"        field {{ desc = {_text(field.doc)}; {access}{encode} }}"
-    high = position + width - 1
-    yield f"            \\{field.name}[{high}:{position}] = {width}'h{reset:x};"
+    high = field.position + field.width - 1
+    yield f"            \\{field.name}[{high}:{field.position}] = {field.width}'h{field.reset:x};"
 
 
 def render_rdl(config: AcceleratorConfig) -> str:
     """The registers of a configuration as SystemRDL 2.0: an addrmap `systolora`."""
-    constants = register_constants(config)
     lines = [
         f"// Registers of systolora {__version__}, configuration {config.digest}. Generated.",
         "",
@@ -354,9 +344,8 @@ def render_rdl(config: AcceleratorConfig) -> str:
         f"    default accesswidth = {REGISTER_BITS};",
     ]
     for register in REGISTERS.values():
-        exists = existing_bits(register, config)
         lines += ["    reg {", f"        desc = {_text(register.doc)};"]
-        for field, position in zip(register.fields, _offsets(register), strict=True):
-            lines += _rdl_field(register, field, position, exists, constants.get(register.name))
+        for field in mapped_fields(register, config):
+            lines += _rdl_field(field)
         lines.append(f"    }} \\{register.name} @ 0x{register.offset:03X};")
     return "\n".join([*lines, "};"]) + "\n"

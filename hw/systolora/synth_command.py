@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import AcceleratorConfig
 
-__all__ = ["add_synth", "clock", "synth"]
+__all__ = ["add_synth", "clock_period", "synth"]
 
 _DESCRIPTION = """\
 Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, or through Yosys and
@@ -28,7 +28,9 @@ examples:
   systolora synth --liberty cells.lib --clock 500MHz --unit pe,multiplier,os_pe
       standard cells of any Liberty files (--liberty A.lib B.lib.gz); timing needs OpenSTA
   systolora synth --all --no-pnr --json area.json
-      all units on all targets, area alone"""
+      all units on all targets, area alone
+  systolora synth --target ecp5-85k --history runs.jsonl --html synth.html
+      a page with the figures of earlier runs beside these"""
 
 
 def _number(text: str) -> int:
@@ -41,8 +43,8 @@ def _number(text: str) -> int:
     return value
 
 
-def clock(text: str) -> float:
-    """The period in ns."""
+def clock_period(text: str) -> float:
+    """The period in ns of a frequency given as 500MHz or 1.2GHz."""
     match = re.fullmatch(r"([0-9.]+)\s*([MG])Hz", text)
     try:
         megahertz = float(match[1]) * {"M": 1, "G": 1000}[match[2]] if match else 0.0
@@ -81,7 +83,7 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--clock",
         metavar="FREQUENCY",
-        type=clock,
+        type=clock_period,
         default=1.0,
         help="what standard cells aim at, as 500MHz or 1.2GHz; default 1GHz",
     )
@@ -92,7 +94,8 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--unit",
         metavar="NAMES",
-        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, or all; "
+        help="pe, array, edge, post_lane, scale_unit, core, top, multiplier, os_pe, "
+        "pe_top_edge, pe_ws, pe_ws_top_edge, pe_os, or all; "
         "default pe,array,edge on FPGAs, all but edge, core and top with --liberty alone",
     )
     synth.add_argument(
@@ -117,7 +120,14 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
         help="an earlier report of the configuration: 5%% more area or 10%% less frequency is an "
         "error",
     )
+    synth.add_argument(
+        "--history",
+        metavar="FILE",
+        type=Path,
+        help="append the figures to this file; the page shows what it holds of the configuration",
+    )
     synth.add_argument("--json", metavar="FILE", type=Path, help="also write the report")
+    synth.add_argument("--html", metavar="FILE", type=Path, help="also write it as one HTML page")
     synth.add_argument(
         "--build-dir", metavar="DIR", type=Path, default=Path("build"),
         help="where results of the tools are kept and found again, default build",
@@ -130,6 +140,8 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     """Runs the command."""
     from .synth.designs import unit_names
     from .synth.flow import Options, run
+    from .synth.history import append_run, read_history, run_of
+    from .synth.page import html
     from .synth.regression import read_report, regressions
     from .synth.report import text
     from .synth.targets import TARGETS, target
@@ -148,6 +160,7 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     elif args.pnr is None and not args.no_pnr:
         timed = units if len(units) == 1 else ("array",)
     before = read_report(args.against) if args.against is not None else None
+    runs = read_history(args.history) if args.history is not None else []
     report = run(
         Options(
             config=config,
@@ -165,6 +178,11 @@ def synth(args: argparse.Namespace, config: AcceleratorConfig) -> None:
     )
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.html is not None:
+        earlier = [] if before is None else [run_of(before, str(args.against))]
+        args.html.write_text(html(report, [*runs, *earlier]), encoding="utf-8")
+    if args.history is not None:
+        append_run(args.history, report, runs)
     sys.stdout.write(text(report))
     if before is not None and (worse := regressions(report, before)):
         raise SynthError(f"{args.against}: worse than there: {'; '.join(worse)}")

@@ -7,6 +7,7 @@ from amaranth.lib import wiring
 
 from systolora.config import AcceleratorConfig
 from systolora.emit import emit_component
+from systolora.synth.baselines.tied import ABILITIES, TiedPE
 from systolora.synth.tools import SynthError
 
 __all__ = ["UNITS", "Design", "generate", "unit_names"]
@@ -85,6 +86,16 @@ def _multiplier(config: AcceleratorConfig) -> wiring.Component:
     return Multiplier(operand_bits=config.operand_bits)
 
 
+def _tied(unit: str) -> Callable[[AcceleratorConfig], wiring.Component]:
+    _, ports, control = ABILITIES[unit]
+
+    def make(config: AcceleratorConfig) -> wiring.Component:
+        bits = {"operand_bits": config.operand_bits, "psum_bits": config.psum_bits}
+        return TiedPE(**bits, ports=ports, control=control)
+
+    return make
+
+
 #: By name: what it is in words, how it is made, and whether it holds the R x C PEs.
 UNITS: dict[str, tuple[str, Callable[[AcceleratorConfig], wiring.Component]]] = {
     "pe": ("one processing element", _pe),
@@ -96,7 +107,10 @@ UNITS: dict[str, tuple[str, Callable[[AcceleratorConfig], wiring.Component]]] = 
     "top": ("the accelerator", _top),
     "multiplier": ("a PE's multiplier alone, for its share", _multiplier),
     "os_pe": ("for comparison: a plain output-stationary PE", _os_pe),
+    **{name: (f"for comparison: {words}", _tied(name)) for name, (words, *_) in ABILITIES.items()},
 }
+#: A PE alone, ours or one to compare with.
+_PES = {"pe", "os_pe", *ABILITIES}
 _WITH_PES = {"array", "core", "top"}
 
 
@@ -119,5 +133,5 @@ def generate(config: AcceleratorConfig, unit: str) -> Design:
     """The Verilog of a unit; its top module is `systolora_<unit>`."""
     top = f"systolora_{unit}"
     emitted = emit_component(UNITS[unit][1](config), top)
-    pes = config.rows * config.cols if unit in _WITH_PES else int(unit in ("pe", "os_pe"))
+    pes = config.rows * config.cols if unit in _WITH_PES else int(unit in _PES)
     return Design(unit, top, emitted.verilog, pes)
