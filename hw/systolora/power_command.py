@@ -35,7 +35,11 @@ def add_power(commands: "argparse._SubParsersAction[Any]") -> None:
         help="Liberty files, gzipped or not, of one technology",
     )  # fmt: skip
     parser.add_argument(
-        "--clock", metavar="FREQUENCY", type=clock_period, default=1.0, help="as 500MHz; default 1GHz"
+        "--clock",
+        metavar="FREQUENCY",
+        type=clock_period,
+        default=1.0,
+        help="as 500MHz; default 1GHz",
     )
     parser.add_argument(
         "--size", metavar="N", type=int, default=4, help="rows and columns: 4 (default) or 8"
