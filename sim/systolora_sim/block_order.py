@@ -39,8 +39,13 @@ def chains(product: Product) -> int:
 
 
 def rows_stay(config: AcceleratorConfig, product: Product) -> bool:
-    """Whether streamed rows stay in their buffer over all columns, or there are none."""
+    """Whether streamed rows stay in their buffer over all columns, or there are none.
+
+    Rows that are brought in pieces do so too, if beside them there is room for the next ones.
+    """
     if product.edge is None or product.cached is not None:
         return True
-    row_blocks = ceil_div(product.m, config.bank_depth)
-    return Streamed.stays(config, product.streamed, ceil_div(product.m, row_blocks))
+    symbol, row_blocks = product.streamed, ceil_div(product.m, config.bank_depth)
+    rows = ceil_div(product.m, row_blocks)
+    entries = rows * ceil_div(symbol.cols * symbol.itemsize, config.act_entry_bytes)
+    return Streamed.stays(config, symbol, rows) or 8 * entries < 5 * config.act_entries
