@@ -75,8 +75,9 @@ _ASSUMPTIONS = (
     ),
     (
         "left out for all",
-        "post-processor and controllers, the host. Floats need no quantization, and an "
-        "array's update in floats would cost more than in integers",
+        "post-processor, controllers, host. Ours needs the post-processor to quantize, floats "
+        "do not: the clock pins of its 64 lanes of 1158 registers alone would be 45 pJ a cycle "
+        "in ASAP7, 4.6% of what multiplying takes at batch 4, rank 16",
     ),
 )
 
