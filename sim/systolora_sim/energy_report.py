@@ -146,8 +146,9 @@ def render(figures: Mapping[str, Any]) -> str:
         "# Energy, calculated",
         "",
         f"Written by `{figures['command']}` ({versions}); all figures: `energy.json`. **Nothing"
-        " here is measured**: energies of gates are calculated from simulated activity before layout,"
-        " those of memories are quoted. Ratios between arrays in one flow say more than any pJ.",
+        " here is measured**: energies of gates are calculated from simulated activity before"
+        " layout, those of memories are quoted. Ratios between arrays in one flow say more than"
+        " any pJ.",
         "",
         "CDM-QTA (arXiv 2504.07998) reports 5.50 times the energy efficiency of its baseline, which"
         " its abstract does not define; so the tables give the ratio to each array that could be"
