@@ -70,7 +70,7 @@ def run_demo(
             bench, found = _prepare(settings, directory, advance)
             results = _run_all(bench, tasks(settings), jobs, advance)
         report = summarize(settings, found, results)
-        write_views(report, directory)
+        write_views(report, found["real"], directory)
     except DemoError:
         raise
     except ValueError as error:
