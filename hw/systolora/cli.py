@@ -1,4 +1,4 @@
-"""The command line: `generate`, `info`, `run`, `compile`, `disasm`, `adapter`, `perf`, `synth`.
+"""The command line: `generate`, `info`, `run`, `compile`, `adapter`, `perf`, `train-demo`, ...
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
 stderr; 130 when interrupted.
@@ -17,6 +17,7 @@ from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
 from .synth_command import add_synth, synth
+from .train_command import add_train_demo, train_demo
 
 __all__ = ["main"]
 
@@ -382,6 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesis = add_synth(commands)
     _add_configuration(synthesis)
     synthesis.set_defaults(function=_synth)
+    add_train_demo(commands).set_defaults(function=_train_demo)
     return parser
 
 
@@ -670,10 +672,19 @@ def _synth(args: argparse.Namespace) -> None:
     synth(args, _configuration(args))
 
 
-def _missing(error: ModuleNotFoundError) -> "_BadInput":
+def _train_demo(args: argparse.Namespace) -> None:
+    try:
+        from systolora_sim.train_demo import RECIPES, demo
+
+        sys.stdout.write(train_demo(args, RECIPES, demo))
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from None
+
+
+def _missing(error: ModuleNotFoundError, extra: str = "sim") -> "_BadInput":
     if (error.name or "").split(".")[0] in ("systolora", "systolora_sim"):
         raise error  # a broken installation, not a missing extra
-    return _BadInput(f"{error.name} is not installed: pip install 'systolora[sim]'")
+    return _BadInput(f"{error.name} is not installed: pip install 'systolora[{extra}]'")
 
 
 class _BadInput(ValueError):
@@ -688,6 +699,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         ("systolora.synth.tools", "SynthError"),
         ("systolora_sim.layerfile", "LayerFileError"),
         ("systolora_sim.runner", "RunError"),
+        ("systolora_sim.train_demo.errors", "DemoError"),
     ):
         if module in sys.modules:
             classes.append(getattr(sys.modules[module], name))

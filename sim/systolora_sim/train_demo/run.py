@@ -16,6 +16,7 @@ import torch
 
 from systolora_sim.train_demo import checkpoint
 from systolora_sim.train_demo.data import load_images
+from systolora_sim.train_demo.errors import DemoError
 from systolora_sim.train_demo.figures import summarize
 from systolora_sim.train_demo.finetune import Task, Workbench, fine_tune
 from systolora_sim.train_demo.metrics import Judge
@@ -25,11 +26,7 @@ from systolora_sim.train_demo.recipes import ABLATION, RECIPES
 from systolora_sim.train_demo.settings import Settings
 from systolora_sim.train_demo.views import write_views
 
-__all__ = ["DemoError", "run_demo", "tasks"]
-
-
-class DemoError(ValueError):
-    """A directory or file that the demonstration cannot work with; the message is for the user."""
+__all__ = ["run_demo", "tasks"]
 
 
 def tasks(settings: Settings) -> list[Task]:
