@@ -224,6 +224,12 @@ def test_layers_do_not_depend_on_one_another_but_by_number():
     assert same_result(single.results["down/0"], together.results["down/0"])
     assert same_master(single.state.layers["down/0"].a, together.state.layers["down/0"].a)
 
+    # Whatever its number is, and whoever has the smaller ones.
+    last = list(state.layers)[-1]
+    other = replace(state, layers={last: state.layers[last]})
+    assert other.layers[last].layer.index > 0
+    assert same_master(run_steps(other, 3).state.layers[last].a, together.state.layers[last].a)
+
     # The same operands under other numbers have other random words.
     twins = {}
     for index, name in enumerate(("a", "b")):
@@ -232,7 +238,7 @@ def test_layers_do_not_depend_on_one_another_but_by_number():
             replace(master, tensor_id=2 * index + offset)
             for offset, master in enumerate((first.a, first.b))
         )
-        twins[name] = replace(first, a=a, b=b)
+        twins[name] = replace(first, layer=replace(first.layer, index=index), a=a, b=b)
     after = run_steps(replace(state, layers=twins), 1).state.layers
     first, second = (after[name].b.v for name in twins)
     assert first is not None

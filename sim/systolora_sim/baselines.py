@@ -202,7 +202,7 @@ def _put_off_update(
     """Lets the update of a master come when the post-processor has time."""
     name, offset = {"dA": ("lora_A", 0), "dB": ("lora_B", 1)}[gradient]
     rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)
-    index = list(state.layers).index(layer.prefix.rstrip("/"))
+    index = state.layers[layer.prefix.rstrip("/")].layer.index
     master = f"{layer.prefix}{name}.master"
     momentum = builder.symbols.get(f"{layer.prefix}{name}.momentum")
     steps = update_steps(

@@ -18,10 +18,13 @@ from systolora_sim.numerics import K_LIMIT, ONE, ZERO, Quantized, Scale, div, mu
 
 __all__ = [
     "OPTIMIZERS",
+    "Forward",
     "Master",
     "Optimizer",
     "exact_product",
     "momentum_scale",
+    "run_backward",
+    "run_forward",
     "run_layer",
     "update",
     "working_copy",
@@ -122,51 +125,76 @@ def _stored(acc: NDArray[np.int64], bits: int) -> NDArray[Any]:
     return acc.astype(np.int32 if bits == numerics.NARROW_BITS else np.int64)
 
 
-def run_layer(layer: Layer) -> LayerResult:
-    """A LoRA layer's training step up to its gradients (numerics section 5).
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """What the forward pass of a LoRA layer gives, and what its backward pass needs of it.
 
-    Returns H, Y, dH, (dX) quantized, Y_acc, dA, dB as accumulators, each with its Scale, the
-    delayed tensors' records and the sticky bits. A frozen layer gives Y, Y_acc and (dX): the same
-    products without their low-rank terms.
+    h, y : H [N,r] and Y [N,k], quantized; y_acc : the sums of Y with their Scale y_acc_scale; amax,
+    sticky : the delayed tensors' records and the sticky bits of this pass.
     """
-    if layer.is_frozen:
-        return _run_frozen(layer)
+
+    h: Quantized
+    y: Quantized
+    y_acc: NDArray[Any]
+    y_acc_scale: Scale
+    amax: dict[str, int]
+    sticky: frozenset[str]
+
+
+def run_forward(layer: Layer) -> Forward:
+    """Steps 1 to 3 of a layer with an adapter (numerics section 5); `dy` is not looked at."""
     run = _Run(layer)
+    x, w = layer.x, layer.weight
+    a, b = layer.operand("lora_A"), layer.operand("lora_B")
+    s_x, s_w, s_a, s_b = (layer.scales[name] for name in ("x", "weight", "lora_A", "lora_B"))
+    g = layer.gain
+    assert g is not None  # Layer has checked it
+    h = run.quantize("H", exact_product(x, a.T), run.mul(s_x, s_a))
+    s_y = run.mul(s_x, s_w)
+    ratio = run.div(run.mul(run.mul(g, h.scale), s_b), s_y)
+    bits = layer.acc_bits("x", "weight")
+    y_acc = run.join(
+        exact_product(x, w.T), exact_product(h.q, b.T), ratio, bits, layer.bias
+    )  # fmt: skip
+    y = run.quantize("Y", y_acc, s_y)
+    return Forward(
+        h=h,
+        y=y,
+        y_acc=_stored(y_acc, bits),
+        y_acc_scale=s_y,
+        amax=run.amax,
+        sticky=frozenset(run.sticky),
+    )
+
+
+def run_backward(layer: Layer, forward: Forward) -> LayerResult:
+    """Steps 4 to 7 after `run_forward` of the same layer: the whole step's results."""
+    run = _Run(layer, sticky=set(forward.sticky), amax=dict(forward.amax))
     x, w = layer.x, layer.weight
     a, b, dy = (layer.operand(name) for name in ("lora_A", "lora_B", "dy"))
     s_x, s_w, s_a, s_b, s_dy = (
         layer.scales[name] for name in ("x", "weight", "lora_A", "lora_B", "dy")
     )
-    g = layer.gain
+    g, h = layer.gain, forward.h
     assert g is not None  # Layer has checked it
 
-    # Forward, steps 1 to 3.
-    h = run.quantize("H", exact_product(x, a.T), run.mul(s_x, s_a))
-    s_y = run.mul(s_x, s_w)
-    ratio = run.div(run.mul(run.mul(g, h.scale), s_b), s_y)
-    y_bits = layer.acc_bits("x", "weight")
-    y_acc = run.join(
-        exact_product(x, w.T), exact_product(h.q, b.T), ratio, y_bits, layer.bias
-    )  # fmt: skip
-    y = run.quantize("Y", y_acc, s_y)
-
-    # Backward, steps 4 to 6. The gradients are stored as the ecosystem stores A and B.
+    # Steps 4 to 6. The gradients are stored as the ecosystem stores A and B.
     dh = run.quantize("dH", exact_product(dy, b), run.mul(run.mul(g, s_dy), s_b))
     d_a = exact_product(dh.q.T, x)
     d_b = exact_product(dy.T, h.q)
 
     tensors: dict[str, NDArray[Any]] = {
         "H": h.q,
-        "Y": y.q,
-        "Y_acc": _stored(y_acc, y_bits),
+        "Y": forward.y.q,
+        "Y_acc": forward.y_acc,
         "dH": dh.q,
         "dA": _stored(d_a, layer.acc_bits("x", "dH")),
         "dB": _stored(d_b, layer.acc_bits("H", "dy")),
     }
     scales = {
         "H": h.scale,
-        "Y": y.scale,
-        "Y_acc": s_y,
+        "Y": forward.y.scale,
+        "Y_acc": forward.y_acc_scale,
         "dH": dh.scale,
         "dA": run.mul(s_x, dh.scale),
         "dB": run.mul(run.mul(g, h.scale), s_dy),
@@ -179,6 +207,18 @@ def run_layer(layer: Layer) -> LayerResult:
         dx = run.quantize("dX", dx_acc, s_dx)
         tensors["dX"], scales["dX"] = dx.q, dx.scale
     return LayerResult(tensors=tensors, scales=scales, amax=run.amax, sticky=run.sticky)
+
+
+def run_layer(layer: Layer) -> LayerResult:
+    """A LoRA layer's training step up to its gradients (numerics section 5).
+
+    Returns H, Y, dH, (dX) quantized, Y_acc, dA, dB as accumulators, each with its Scale, the
+    delayed tensors' records and the sticky bits. A frozen layer gives Y, Y_acc and (dX): the same
+    products without their low-rank terms.
+    """
+    if layer.is_frozen:
+        return _run_frozen(layer)
+    return run_backward(layer, run_forward(layer))
 
 
 def _run_frozen(layer: Layer) -> LayerResult:

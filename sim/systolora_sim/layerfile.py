@@ -9,8 +9,9 @@ tensor is either
 A file may hold both kinds; each tensor stands for itself. The gain alpha/r is `gain.scale` int32
 [2] or `gain`, one float. A file without `lora_A` and `lora_B` is a frozen layer: it has no gain
 either, and needs `dy` only with `want_dx`. Optional: `bias` int32 [k] in units of S_x * S_w (int32
-in files of float tensors too), `seed` and `step` int32 [1] of the random words (default 0), and
-`<tensor>.amax` int64 [1], the record of a delayed tensor.
+in files of float tensors too), `seed` and `step` int32 [1] of the random words (default 0),
+`index` int32 [1], the layer's number for them (default 0), and `<tensor>.amax` int64 [1], the
+record of a delayed tensor.
 
 Metadata, all optional: `want_dx` "0" or "1"; `delayed` and `stochastic`, comma lists of tensors
 among H, Y, dH, dX; `bits`, "8" or "16", the width of float tensors (default 8); `bits.<tensor>`,
@@ -42,6 +43,7 @@ __all__ = [
     "LayerResult",
     "Reader",
     "Stored",
+    "layer_content",
     "load_layer",
     "parse",
     "read_bytes",
@@ -60,7 +62,7 @@ _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 INTEGERS = ("I8", "I16")
 FLOATS = ("F32", "F16", "BF16")
 KNOWN = frozenset(
-    [*INPUTS, "gain", "bias", "seed", "step"]
+    [*INPUTS, "gain", "bias", "seed", "step", "index"]
     + [f"{name}.scale" for name in (*INPUTS, "gain")]
     + [f"{name}.amax" for name in OUTPUTS]
 )
@@ -257,7 +259,7 @@ class Reader:
         }
 
     def counter(self, name: str) -> int:
-        """`seed` or `step`, 0 where the file has none."""
+        """`seed`, `step` or `index`, 0 where the file has none."""
         return self.number(name, ("I32",)) if name in self.tensors else 0
 
 
@@ -283,6 +285,7 @@ def _layer(name: str, content: bytes) -> Layer:
         amax=reader.records(),
         seed=reader.counter("seed"),
         step=reader.counter("step"),
+        index=reader.counter("index"),
     )
 
 
@@ -313,7 +316,7 @@ def read_header(path: str | Path) -> tuple[set[str], dict[str, str]]:
 def load_layer(path: str | Path) -> Layer:
     """The layer of a file, checked and, where its tensors are floats, quantized.
 
-    Its name is the file's without the ending, its index 0.
+    Its name is the file's without the ending.
 
     Raises
     ------
@@ -428,21 +431,26 @@ def write_layer(path: str | Path, layer: Layer, metadata: Mapping[str, str] | No
     LayerFileError
         If the file cannot be written; no part of it is left behind.
     """
-    operands = {name: layer.operand(name) for name in layer.present}
+    tensors, more = layer_content(layer)
+    save_tensors(path, tensors, {**(metadata or {}), **more})
+
+
+def layer_content(
+    layer: Layer, without: tuple[str, ...] = ()
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors and metadata of `write_layer`; `without` names inputs that are left out."""
+    present = [name for name in layer.present if name not in without]
+    operands = {name: layer.operand(name) for name in present}
+    scales = {name: layer.scales[name] for name in present}
     gain = {} if layer.gain is None else {"gain": layer.gain}
-    tensors = with_scales(operands, layer.scales | gain, layer.amax)
+    tensors = with_scales(operands, scales | gain, layer.amax)
     if layer.bias is not None:
         tensors["bias"] = layer.bias
-    for name in ("seed", "step"):
+    for name in ("seed", "step", *(("index",) if layer.index else ())):
         tensors[name] = np.array([getattr(layer, name)], np.int32)
-    save_tensors(
-        path,
-        tensors,
-        {
-            **(metadata or {}),
-            "want_dx": str(int(layer.want_dx)),
-            "delayed": ",".join(sorted(layer.delayed)),
-            "stochastic": ",".join(sorted(layer.stochastic)),
-            **{f"bits.{name}": str(width) for name, width in layer.bits.items()},
-        },
-    )
+    return tensors, {
+        "want_dx": str(int(layer.want_dx)),
+        "delayed": ",".join(sorted(layer.delayed)),
+        "stochastic": ",".join(sorted(layer.stochastic)),
+        **{f"bits.{name}": str(width) for name, width in layer.bits.items()},
+    }

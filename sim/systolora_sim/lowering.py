@@ -420,7 +420,7 @@ def _put_off_update(
     """Lets the update of a master come when the post-processor has time."""
     name, offset = {"dA": ("lora_A", 0), "dB": ("lora_B", 1)}[gradient]
     rule = UpdateRule(state.optimizer.kind, not state.optimizer.weight_decay.is_zero)
-    symbols, index = builder.symbols, list(state.layers).index(layer.prefix.rstrip("/"))
+    symbols, index = builder.symbols, state.layers[layer.prefix.rstrip("/")].layer.index
     steps = update_steps(
         builder,
         rule,

@@ -20,7 +20,8 @@ factors imply. What the file lacks comes from `Options` and then from the defaul
 b2 0.99, wd 0; the file wins.
 
 A file of several layers puts `<layer>/` before the names of each layer's tensors and metadata keys.
-Layers are numbered from 0 in sorted order of their names (by code points).
+Layers are numbered from 0 in sorted order of their names (by code points), unless each has `index`
+int32 [1].
 
 The output holds each layer's last results as the foundation writes them, and the state after the
 last step: masters, momenta and their scales, records, seed, step, the optimizer's scales, metadata
@@ -59,7 +60,7 @@ from systolora_sim.training import (
 )
 
 __all__ = ["ADAPTER_KEY", "Options", "holds_training", "load_gains", "load_masters", "load_state"]
-__all__ += ["adapter_metadata", "write_training"]
+__all__ += ["adapter_metadata", "held_tensors", "shared_tensors", "write_training"]
 
 #: Metadata that `systolora_sim.adapters` writes about names; it passes through training unread.
 ADAPTER_KEY = "adapter"
@@ -369,6 +370,7 @@ def _layer_state(
             raise LayerError("lora_A: missing tensor: a frozen layer has nothing to train")
         widths = reader.widths()
         default = int(reader.choice("bits", ("8", "16"), "8"))
+        number = reader.counter("index") if "index" in reader.tensors else index
         for tensor in INPUTS:
             if tensor not in ADAPTERS:
                 operands[tensor], scales[tensor] = reader.operand(
@@ -384,7 +386,7 @@ def _layer_state(
             if has_momentum(kind) and v_scale is None:
                 unscaled.append(tensor)
                 v_scale = ONE
-            master = new_master(w, scale, 2 * index + offset, v_scale)
+            master = new_master(w, scale, 2 * number + offset, v_scale)
             masters[tensor] = master if v is None else replace(master, v=v)
         records, sticky = kept.records(), _sticky(kept)
     with _located(file.path, name):
@@ -396,7 +398,7 @@ def _layer_state(
         layer = Layer(
             name=title,
             scales=scales,
-            index=index,
+            index=number,
             # An imported adapter brings its gain along.
             gain=reader.gain() if reader.has("gain") or not kept.has("gain") else kept.gain(),
             **operands,
@@ -473,7 +475,8 @@ def load_state(
         title = name or Path(path).stem
         layers[name], unscaled = _layer_state(title, name, index, file, state, optimizer.kind)
         wanted += [(name, tensor) for tensor in unscaled]
-    training = TrainingState(layers=layers, optimizer=optimizer, seed=seed, step=step)
+    with _located(file.path):
+        training = TrainingState(layers=layers, optimizer=optimizer, seed=seed, step=step)
     if not wanted:
         return training
     for (name, tensor), scale in dry_run_momentum(training, wanted).items():
@@ -551,9 +554,26 @@ def adapter_metadata(path: str | Path, resume: str | Path | None = None) -> dict
 # Writing --------------------------------------------------------------------------------------
 
 
-def _optimizer_scales(optimizer: Optimizer) -> dict[str, Scale]:
+def shared_tensors(optimizer: Optimizer, seed: int, step: int) -> dict[str, NDArray[Any]]:
+    """What stands once in a file for training, but for the metadata `optimizer`."""
     factors = {name: getattr(optimizer, name) for name in FACTORS[optimizer.kind]}
-    return {"lr": optimizer.lr, "wd": optimizer.weight_decay, **factors}
+    scales = {"lr": optimizer.lr, "wd": optimizer.weight_decay, **factors}
+    return {
+        **{f"{name}.scale": np.array(scale, np.int32) for name, scale in scales.items()},
+        **{name: np.array([value], np.int32) for name, value in (("seed", seed), ("step", step))},
+    }
+
+
+def held_tensors(layer: LayerState) -> tuple[dict[str, NDArray[Any]], dict[str, Scale]]:
+    """Masters and momenta of a layer by their names in files, and their scales."""
+    tensors: dict[str, NDArray[Any]] = {}
+    scales: dict[str, Scale] = {}
+    for tensor, master in (("lora_A", layer.a), ("lora_B", layer.b)):
+        tensors[f"{tensor}.master"], scales[f"{tensor}.master"] = master.w, master.scale
+        if master.v is not None and master.v_scale is not None:
+            tensors[f"{tensor}.momentum"] = master.v
+            scales[f"{tensor}.momentum"] = master.v_scale
+    return tensors, scales
 
 
 def write_training(
@@ -570,21 +590,12 @@ def write_training(
         If the file cannot be written; no part of it is left behind.
     """
     state = result.state
-    scales = _optimizer_scales(state.optimizer)
-    tensors = {f"{name}.scale": np.array(scale, np.int32) for name, scale in scales.items()}
-    for name, value in (("seed", state.seed), ("step", state.step)):
-        tensors[name] = np.array([value], np.int32)
+    tensors = shared_tensors(state.optimizer, state.seed, state.step)
     metadata = {**(more or {}), "optimizer": state.optimizer.kind}
     for name, layer in state.layers.items():
         prefix = f"{name}/" if name else ""
         metadata[f"{prefix}sticky"] = ",".join(sorted(layer.sticky))
-        held: dict[str, NDArray[Any]] = {}
-        held_scales: dict[str, Scale] = {}
-        for tensor, master in (("lora_A", layer.a), ("lora_B", layer.b)):
-            held[f"{tensor}.master"], held_scales[f"{tensor}.master"] = master.w, master.scale
-            if master.v is not None and master.v_scale is not None:
-                held[f"{tensor}.momentum"] = master.v
-                held_scales[f"{tensor}.momentum"] = master.v_scale
+        held, held_scales = held_tensors(layer)
         last = result.results[name]
         stored = layerfile.with_scales(
             {**last.tensors, **held}, {**last.scales, **held_scales}, layer.layer.amax

@@ -56,8 +56,8 @@ class LayerState:
     ----------
     layer : Layer
         The inputs and modes that stay, and the delayed tensors' records, which move on. Of lora_A
-        and lora_B only the widths count: their values, and seed, step and index, are put in at
-        each step (`TrainingState.operands`).
+        and lora_B only the widths count: their values, and seed and step, are put in at each
+        step (`TrainingState.operands`).
     a, b : Master
         The masters of lora_A [r,d] and lora_B [k,r] with their scales, tensor_ids and, where the
         optimizer has one, momenta.
@@ -89,8 +89,8 @@ class TrainingState:
     Parameters
     ----------
     layers : dict
-        `LayerState` by name, in sorted order of the names; a layer's number is its place in it.
-        The only layer of a file without prefixes has the name "".
+        `LayerState` by name, in sorted order of the names; a layer's number is its `Layer.index`,
+        each another. The only layer of a file without prefixes has the name "".
     optimizer : Optimizer
         The rule with its factors as Scales.
     seed : int
@@ -101,8 +101,9 @@ class TrainingState:
     Raises
     ------
     LayerError
-        If the layers are not in order, a master's tensor_id is not its place's, the optimizer's
-        momentum is missing or one is there that it has not, or seed or step does not fit.
+        If the layers are not in order, two have one number, a master's tensor_id is not its
+        layer's, the optimizer's momentum is missing or one is there that it has not, or seed or
+        step does not fit.
     """
 
     layers: dict[str, LayerState]
@@ -114,10 +115,16 @@ class TrainingState:
         if not self.layers or list(self.layers) != sorted(self.layers):
             raise LayerError("layers: must be at least one, in sorted order of their names")
         kind = self.optimizer.kind
-        for index, (name, state) in enumerate(self.layers.items()):
+        numbers: dict[int, str] = {}
+        for name, state in self.layers.items():
+            other = numbers.setdefault(state.layer.index, name)
+            if other != name:
+                raise LayerError(
+                    f"layer {name!r}: index {state.layer.index}: layer {other!r} has it too"
+                )
             for offset, (tensor, master) in enumerate((("lora_A", state.a), ("lora_B", state.b))):
                 where = f"layer {name!r}: {tensor}"
-                wanted = 2 * index + offset
+                wanted = 2 * state.layer.index + offset
                 if master.tensor_id != wanted:
                     raise LayerError(f"{where}: tensor_id {master.tensor_id}: must be {wanted}")
                 if (master.v is not None) != has_momentum(kind):
@@ -140,7 +147,6 @@ class TrainingState:
             scales=template.scales | {"lora_A": a[1], "lora_B": b[1]},
             seed=self.seed,
             step=self.step,
-            index=list(self.layers).index(name),
         )
 
 
@@ -386,8 +392,7 @@ def dry_run_momentum(
         The Scale of each wanted pair.
     """
     fields = {"lora_A": 0, "lora_B": 1}
-    names = list(state.layers)
-    ids = {key: 2 * names.index(key[0]) + fields[key[1]] for key in wanted}
+    ids = {key: 2 * state.layers[key[0]].layer.index + fields[key[1]] for key in wanted}
     backend = _DryRun(ids.values())
     last = numerics.int_range(32)[1] - steps
     run_steps(replace(state, step=min(state.step, last)), steps, backend)
