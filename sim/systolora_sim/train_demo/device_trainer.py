@@ -50,10 +50,13 @@ class DeviceTrainer:
             for tensor in sorted(tensors)
         ]
 
-    def step(self) -> None:
+    def step(self, lr: float) -> None:
         if self._optimizer is None:
+            self._handle.lr = lr
             self._handle.step()
         else:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
             self._optimizer.step()
 
     def status(self) -> dict[str, list[str]]:

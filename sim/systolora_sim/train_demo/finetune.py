@@ -154,7 +154,7 @@ class _Run:
         # lora_B is zero at first, and so is lora_A's gradient: of step 0 that says nothing
         if step:
             record.zeros.update(self.trainer.zero_gradients())
-        self.trainer.step()
+        self.trainer.step(settings.lr * (1 - step / settings.steps))
 
     def _point(self, step: int) -> None:
         self.record.curve.append([step, self._held_out(concept=True, part=_CURVE_PART)])

@@ -263,7 +263,6 @@ def _memory(table: Figures) -> str:
         cells.append(_value(name, "ratio", each["ratio"], f"{each['ratio']:.2f}x"))
         rows.append(_row(each["title"], *cells))
     head = ["format", *PARTS, "total", "less than float32 by"]
-    return (
-        f"{_figure(charts.memory_chart(table), 'memory-' + table['name'])}\n"
-        f"{_table(f'Bytes, rank {table["rank"]}', head, rows)}"
-    )
+    rank = table["rank"]
+    chart = _figure(charts.memory_chart(table), f"memory-{table['name']}")
+    return f"{chart}\n{_table(f'Bytes, rank {rank}', head, rows)}"

@@ -27,7 +27,8 @@ class Settings:
     pretrain_steps, pretrain_batch, pretrain_lr
         Of pre-training, with AdamW.
     steps, batch, lr, momentum
-        Of fine-tuning, SGD with momentum; half of a batch is the concept, half other classes.
+        Of fine-tuning, SGD with momentum and a learning rate that falls linearly to zero; half of
+        a batch is the concept, half other classes.
     concept_images : int
         How many images of the concept LoRA trains on.
     samples, sampling_steps : int

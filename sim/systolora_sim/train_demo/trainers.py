@@ -25,8 +25,8 @@ class Trainer(Protocol):
         """After the backward pass: the tensors whose gradient is zero in every element."""
         ...
 
-    def step(self) -> None:
-        """Updates the adapters."""
+    def step(self, lr: float) -> None:
+        """Updates the adapters with that learning rate."""
         ...
 
     def status(self) -> dict[str, list[str]]:
@@ -50,7 +50,7 @@ class _Float:
     """torch's SGD on float32 adapters; rounded: to int8 in a fixed scale after each update."""
 
     #: The scale of the int8 masters: adapters in -range..range.
-    _RANGE = 1.0
+    _RANGE = 2.0
 
     def __init__(self, unet: torch.nn.Module, settings: Settings, rounded: bool) -> None:
         self._parameters = adapter_parameters(unet)
@@ -76,7 +76,9 @@ class _Float:
             if p.grad is None or not bool(p.grad.any())
         ]  # fmt: skip
 
-    def step(self) -> None:
+    def step(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
         self._optimizer.step()
         self._round()
 
