@@ -1,7 +1,8 @@
-"""The command line: `generate`, `info`, `run`, `compile`, `adapter`, `perf`, `train-demo`, ...
+"""The command line: `generate`, `info`, `run`, `replay`, `compile`, `disasm`, `adapter`, `perf`,
+`synth`, `train-demo`.
 
-Thin: parses, calls, turns errors into one line. Exit status 0; 2 for bad input, with one line on
-stderr; 130 when interrupted.
+Thin: parses, calls, turns errors into one line. Exit status 0; 1 where `replay` finds a difference;
+2 for bad input, with one line on stderr; 130 when interrupted.
 """
 
 import argparse
@@ -16,12 +17,13 @@ from typing import NoReturn
 from . import __version__
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
+from .replay_command import add_replay
 from .synth_command import add_synth, synth
 from .train_command import add_train_demo, train_demo
 
 __all__ = ["main"]
 
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 1
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE, DIFFERENT = 2, 130, 1, 1
 
 _DESCRIPTION = """\
 systolora generates the Verilog of accelerators that train quantized LoRA layers, and runs layers
@@ -375,6 +377,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     _add_configuration(run)
     run.set_defaults(function=_run)
+    again = add_replay(commands)
+    _add_configuration(again)
+    again.set_defaults(function=_replay)
     _add_compile(commands)
     _add_adapter(commands)
     perf = add_perf(commands)
@@ -476,6 +481,11 @@ def _add_adapter(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog=_ADAPTER_EXAMPLE,
     )
     actions = adapter.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for parent in (actions, commands):  # `systolora import` is short for `systolora adapter import`
+        _add_conversions(parent)
+
+
+def _add_conversions(actions: "argparse._SubParsersAction[_Parser]") -> None:
     made = []
     for name, text in (
         ("import", "int16 masters with their scales, for `run --resume`"),
@@ -629,6 +639,28 @@ def _run(args: argparse.Namespace) -> None:
         raise _missing(error) from None
 
 
+def _replay(args: argparse.Namespace) -> int:
+    config = _configuration(args)
+    try:
+        from systolora_sim.replay import replay
+
+        for call in replay(
+            args.record, args.backend, config,
+            limit=args.limit, build_dir=args.build_dir, progress=not args.quiet,
+        ):  # fmt: skip
+            if call.difference is not None:
+                print(f"{call.record}: {args.backend}: {call.difference}", flush=True)
+                return DIFFERENT
+            cycles = "" if call.cycles is None else f", {call.cycles} cycles"
+            print(
+                f"{call.record}: {args.backend}: bit-exact, {call.tensors} tensors{cycles}",
+                flush=True,
+            )
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    return 0
+
+
 def _perf(args: argparse.Namespace) -> None:
     latency = settle(args)
     config = _configuration(args)
@@ -710,9 +742,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     try:
         args = _parser().parse_args(argv)
-        args.function(args)
+        status = args.function(args) or 0
         sys.stdout.flush()
-        return 0
+        return status
     except KeyboardInterrupt:
         sys.stderr.write(_line("interrupted"))
         return INTERRUPTED

@@ -1,8 +1,8 @@
 """PyTorch models whose LoRA layers train in the device's arithmetic.
 
-`quantize_lora(model, Recipe(...))` replaces the LoRA layers that PEFT has put into a model; forward,
-backward and, where the recipe has an optimizer, the update are then those of the golden model, bit
-for bit. docs/torch.md shows it. Needs the extra `torch`.
+`quantize_lora(model, Recipe(...))` replaces the LoRA layers that PEFT has put into a model;
+forward, backward and, where the recipe has an optimizer, the update are then those of the golden
+model, bit for bit. docs/torch.md shows it. Needs the extra `torch`.
 """
 
 try:

@@ -170,18 +170,19 @@ def _put(parent: nn.Module, attribute: str, module: nn.Module) -> None:
 def _calls(name: str, index: int, found: Found, recipe: Recipe) -> LayerCalls:
     """The arithmetic of a layer as it begins."""
     module, base = found.module, found.module.get_base_layer()
-    values = {"weight": to_numpy(base.weight)} | {
+    reals = {"weight": to_numpy(base.weight)} | {
         tensor: to_numpy(getattr(module, tensor)[found.adapter].weight) for tensor in ADAPTERS
     }
-    try:
-        weight, scale = calibrate.quantize_float(values["weight"], recipe.width("weight"))
-        gain = calibrate.from_float(module.scaling[found.adapter])
-        masters = [
-            calibrate.load_master(values[tensor], 2 * index + offset)
-            for offset, tensor in enumerate(ADAPTERS)
-        ]
-    except ValueError as error:
-        raise LayerError(f"{name}: {error}") from None
+    masters = []
+    for tensor, values in reals.items():
+        try:
+            if tensor == "weight":
+                weight, scale = calibrate.quantize_float(values, recipe.width(tensor))
+            else:
+                tensor_id = 2 * index + ADAPTERS.index(tensor)
+                masters.append(calibrate.load_master(values, tensor_id))
+        except ValueError as error:
+            raise LayerError(f"{name}: {tensor}: {error}") from None
     return LayerCalls(
         name=name,
         index=index,
@@ -189,7 +190,7 @@ def _calls(name: str, index: int, found: Found, recipe: Recipe) -> LayerCalls:
         weight=weight,
         weight_scale=scale,
         bias=None if base.bias is None else to_numpy(base.bias),
-        gain=gain,
+        gain=calibrate.from_float(module.scaling[found.adapter]),
         masters=None if recipe.optimizer is None else (masters[0], masters[1]),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -53,12 +54,13 @@ class _Passes(torch.autograd.Function):
         return d_x, d_a, d_b, None
 
 
-class QuantizedLoRALinear(nn.Module):
+class QuantizedLoRALinear(Linear):
     """In the place of PEFT's `lora.Linear`: y[..., k] = x[..., d] W^T + b + g (x A^T) B^T.
 
-    Made by `quantize_lora`. Its parameters are those of the layer that it replaces, under the same
-    names, so that state dicts keep their keys; with an optimizer in the recipe `lora_A` and
-    `lora_B` show the masters, and must not be changed by anybody else.
+    Made by `quantize_lora`. It shares parameters, submodules and settings with the layer that it
+    replaces, so that state dicts keep their keys and PEFT and diffusers save adapters as ever. With
+    an optimizer in the recipe the parameters lora_A and lora_B show the masters; nobody else may
+    change them.
 
     Parameters
     ----------
@@ -74,26 +76,26 @@ class QuantizedLoRALinear(nn.Module):
     Raises
     ------
     LayerError
-        In forward and backward: on NaN or infinite values, and on parameters that others changed.
+        In forward and backward: on NaN or infinite values, and where parameters or settings were
+        changed from outside.
     """
 
     def __init__(
         self,
-        original: Any,
+        original: Linear,
         adapter: str,
         calls: LayerCalls,
         ran: Callable[["QuantizedLoRALinear", Layer, LayerResult], None],
     ) -> None:
-        super().__init__()
-        self.base_layer, self.lora_A, self.lora_B = (
-            original.base_layer, original.lora_A, original.lora_B,
-        )  # fmt: skip
-        self.adapter, self.calls, self._ran = adapter, calls, ran
-        self._original = (original,)  # in a tuple: not a submodule
+        nn.Module.__init__(self)
+        self.__dict__.update(original.__dict__)
+        # Plain attributes; the original in a tuple, so that it is no submodule.
+        self._original, self.adapter, self.calls, self._ran = (original,), adapter, calls, ran
+        self._gain = self.scaling[adapter]
         self._versions = self._seen()
 
     @property
-    def original(self) -> Any:
+    def original(self) -> Linear:
         """The layer of PEFT."""
         return self._original[0]
 
@@ -102,32 +104,19 @@ class QuantizedLoRALinear(nn.Module):
         return self.calls.name
 
     @property
-    def weight(self) -> Tensor:
-        """The frozen weight [k,d]; some models look at its type."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base_layer.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
-
-    @property
     def adapters(self) -> tuple[nn.Parameter, nn.Parameter]:
         """lora_A [r,d] and lora_B [k,r]."""
         return self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
 
+    def merge(self, *_: Any, **__: Any) -> None:
+        raise LayerError(f"{self.name}: merge: restore() of the handle must come first")
+
     def _held(self) -> list[tuple[str, Tensor]]:
         """Parameters of which integers are kept, which nobody else may change."""
-        held: list[tuple[str, Tensor]] = [("weight", self.weight)]
-        if self.bias is not None:
-            held.append(("bias", self.bias))
+        base = self.get_base_layer()
+        held: list[tuple[str, Tensor]] = [("weight", base.weight)]
+        if base.bias is not None:
+            held.append(("bias", base.bias))
         if self.calls.masters is not None:
             held += zip(("lora_A", "lora_B"), self.adapters, strict=True)
         return held
@@ -144,16 +133,27 @@ class QuantizedLoRALinear(nn.Module):
                 parameter.copy_(torch.from_numpy(real(master.w, master.scale)))
         self._versions = self._seen()
 
-    def _check_parameters(self) -> None:
+    def _check(self) -> None:
+        """Raises LayerError if somebody else has changed what the integers were made of."""
+        if self.active_adapters != [self.adapter] or self.disable_adapters:
+            raise LayerError(
+                f"{self.name}: adapter {self.adapter!r} is not the active one any more: "
+                "restore() of the handle must come first"
+            )
+        if self.scaling[self.adapter] != self._gain:
+            raise LayerError(
+                f"{self.name}: scaling: was changed from {self._gain} to "
+                f"{self.scaling[self.adapter]}: restore() of the handle must come first"
+            )
         for (name, *was), (_, *now) in zip(self._versions, self._seen(), strict=True):
             if was != now:
                 raise LayerError(
-                    f"{self.name}: {name}: was changed from outside: its integers are kept since "
-                    "quantize_lora; load with load_state_dict of the handle, or quantize again"
+                    f"{self.name}: {name}: was changed from outside, by an optimizer or by "
+                    "loading: must be left to step() and load_state_dict() of the handle"
                 )
 
     def run_forward(self, x: Tensor) -> tuple[Tensor, Call]:
-        self._check_parameters()
+        self._check()
         a, b = (None, None) if self.calls.masters else map(to_numpy, self.adapters)
         y, call = self.calls.forward(to_numpy(x).reshape(-1, x.shape[-1]), a, b)
         return _like(y, torch.Size((*x.shape[:-1], y.shape[1])), x), call
@@ -163,11 +163,9 @@ class QuantizedLoRALinear(nn.Module):
         self._ran(self, layer, result)
         return result
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs:
+            raise LayerError(f"{self.name}: takes its input and nothing else")
         if torch.is_grad_enabled():
             return _Passes.apply(x, *self.adapters, self)  # type: ignore[return-value]
         return self.run_forward(x)[0]
-
-    def extra_repr(self) -> str:
-        a, _ = self.adapters
-        return f"{self.in_features}, {self.out_features}, rank={a.shape[0]}"

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from systolora_sim.layer import LayerError
+from systolora_sim.torch.linear import QuantizedLoRALinear
 
 __all__ = ["Found", "find_layers"]
 
@@ -29,11 +30,13 @@ class Found:
 
 def _why_not(module: Any) -> str | None:
     """What of a layer of PEFT the device cannot do, None if nothing."""
+    if isinstance(module, QuantizedLoRALinear):
+        return "is quantized already: restore() of its handle must come first"
     if type(module) is not Linear or not isinstance(module.get_base_layer(), nn.Linear):
         base = type(module.get_base_layer()).__name__
         return f"{type(module).__name__} on {base}: must be the LoRA adapter of a linear layer"
-    active = [name for name in module.active_adapters if name in module.lora_A]
-    if len(active) != 1:
+    active = module.active_adapters
+    if len(active) != 1 or active[0] not in module.lora_A:
         return f"active adapters {', '.join(active) or '(none)'}: must be exactly one"
     (adapter,) = active
     if module.merged or module.disable_adapters:
@@ -74,8 +77,8 @@ def find_layers(model: nn.Module) -> dict[str, Found]:
         parent, _, attribute = path.rpartition(".")
         if not attribute:
             raise LayerError("the model is itself a LoRA layer: must be inside a model")
-        adapter = next(each for each in module.active_adapters if each in module.lora_A)
-        _, entry = found.setdefault(id(module), (name, Found(module, adapter, [])))
+        entry = Found(module, module.active_adapters[0], [])
+        _, entry = found.setdefault(id(module), (name, entry))
         entry.places.append((parents[parent], attribute))
     if not found:
         raise LayerError("the model has no LoRA layers of PEFT: add an adapter first")

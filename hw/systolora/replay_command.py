@@ -1,0 +1,55 @@
+"""The command `systolora replay`: its options."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_replay"]
+
+_DESCRIPTION = """\
+Runs recorded layer calls again and compares every bit with what was recorded. A record is a layer
+file, NAME.safetensors, with its results beside it, NAME.result.safetensors, as the PyTorch wrapper
+writes them (quantize_lora(model, recipe, record=DIR)). One line for each call; exit status 1 at the
+first difference, with the tensor, the index and both values."""
+
+_EXAMPLE = """\
+examples:
+  systolora replay records --backend machine
+  systolora replay records/00000007-blocks.0.to_k.safetensors --backend rtl --preset tiny"""
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 on")
+    return value
+
+
+def add_replay(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
+    """Adds the command, without the options of a configuration."""
+    replay = commands.add_parser(
+        "replay",
+        help="run recorded layer calls again and compare every bit",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+    )
+    replay.add_argument("record", metavar="RECORD", type=Path, help="a record, or a directory")
+    replay.add_argument(
+        "--backend",
+        choices=("golden", "machine", "rtl"),
+        default="golden",
+        help="what computes: the golden model (default), the functional machine or the simulated "
+        "Verilog",
+    )
+    replay.add_argument("--limit", metavar="N", type=_count, help="only the first N records")
+    replay.add_argument(
+        "--build-dir",
+        metavar="DIR",
+        type=Path,
+        help="rtl: where Verilog and built simulators are kept and found again",
+    )
+    replay.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    return replay
