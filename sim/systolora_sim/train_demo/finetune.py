@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from systolora_sim.layer import LayerError
 from systolora_sim.train_demo import checkpoint
 from systolora_sim.train_demo.data import Images, fine_tune_batch, generator
 from systolora_sim.train_demo.metrics import Judge, held_out
@@ -143,14 +144,21 @@ class _Run:
             self.bench.images, settings, self.task.seed, step, self.diffusion.times
         )
         self.trainer.begin()
-        loss = self.diffusion.losses(batch).mean()
-        value = float(loss.detach())
-        record.losses.append(value)
-        first = record.losses[:_FIRST]
-        if not math.isfinite(value) or value > _DIVERGED * math.fsum(first) / len(first):
-            record.diverged = f"loss {value:.4g} in step {step}"
+        try:
+            loss = self.diffusion.losses(batch).mean()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                record.diverged = f"loss {value} in step {step}"
+                return
+            record.losses.append(value)
+            first = record.losses[:_FIRST]
+            if value > _DIVERGED * math.fsum(first) / len(first):
+                record.diverged = f"loss {value:.4g} in step {step}"
+                return
+            loss.backward()
+        except LayerError as error:  # NaN or infinite values, which the device refuses
+            record.diverged = f"step {step}: {error}"
             return
-        loss.backward()
         # lora_B is zero at first, and so is lora_A's gradient: of step 0 that says nothing
         if step:
             record.zeros.update(self.trainer.zero_gradients())
