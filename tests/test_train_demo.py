@@ -114,7 +114,7 @@ def test_interrupted_run_goes_on_with_the_same_figures(tmp_path, monkeypatch):
                 pass
 
             def __enter__(self):
-                return advance  # noqa: B023 (used within this turn only)
+                return advance
 
             def __exit__(self, *args):
                 return False
@@ -305,7 +305,7 @@ def test_settings_as_json():
         assert settings_from_json(there) == settings
     assert settings_from_json({"name": "full"}) is None and settings_from_json([]) is None
     assert FULL.digest != QUICK.digest
-    assert issubclass(DemoError, ValueError) and finetune.SHOWN <= TINY.samples
+    assert issubclass(DemoError, ValueError) and TINY.samples >= finetune.SHOWN
 
 
 # In a browser ---------------------------------------------------------------------------------

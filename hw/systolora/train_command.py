@@ -65,9 +65,7 @@ def add_train_demo(commands: "argparse._SubParsersAction[Any]") -> argparse.Argu
     return demo
 
 
-def train_demo(
-    args: argparse.Namespace, known: Iterable[str], demo: Callable[..., str]
-) -> str:
+def train_demo(args: argparse.Namespace, known: Iterable[str], demo: Callable[..., str]) -> str:
     """Checks the options and runs the demonstration; returns what the command prints.
 
     known : names of recipes; demo : `systolora_sim.train_demo.demo`. Raises ConfigError.

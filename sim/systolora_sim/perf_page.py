@@ -163,8 +163,9 @@ def _script(stacked: list[Lane]) -> str:
     if not stacked:
         return ""
     program = (_FILES / "perf_timeline.js").read_text(encoding="utf-8")
+    data = json_text(_packed(stacked))
     return (
-        f'<script type="application/json" id="timeline-data">{json_text(_packed(stacked))}</script>\n'
+        f'<script type="application/json" id="timeline-data">{data}</script>\n'
         f"<script>\n{program}</script>"
     )
 

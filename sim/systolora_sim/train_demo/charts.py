@@ -6,8 +6,8 @@ from typing import Any
 
 from systolora_sim.chart_parts import legend, series
 from systolora_sim.drawing import Circle, Drawing, Line, Rect, Text
-from systolora_sim.train_demo.figures import METRICS
 from systolora_sim.train_demo.memory import PARTS
+from systolora_sim.train_demo.recipes import METRICS
 
 __all__ = ["distance_chart", "held_out_chart", "loss_chart", "memory_chart"]
 
@@ -62,7 +62,9 @@ def _lines(
             Text(_LEFT - 8, at + 4, f"{value:.3g}", "muted", 11, "end"),
         ]
         x, _ = place(steps * part / 4, low)
-        drawing.shapes.append(Text(x, y + height + 18, f"{steps * part / 4:g}", "muted", 11, "middle"))
+        drawing.shapes.append(
+            Text(x, y + height + 18, f"{steps * part / 4:g}", "muted", 11, "middle")
+        )
     for index, (_, line) in enumerate(lines):
         if line:
             placed = tuple(place(step, value) for step, value in line)

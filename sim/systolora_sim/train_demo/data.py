@@ -83,9 +83,7 @@ class Batch:
     times: torch.Tensor
 
 
-def _noised(
-    images: torch.Tensor, labels: torch.Tensor, times: int, draw: torch.Generator
-) -> Batch:
+def _noised(images: torch.Tensor, labels: torch.Tensor, times: int, draw: torch.Generator) -> Batch:
     return Batch(
         images=images,
         labels=labels,

@@ -9,25 +9,15 @@ from typing import Any
 from systolora_sim.train_demo.memory import count, device_widths, float_widths
 from systolora_sim.train_demo.metrics import interval
 from systolora_sim.train_demo.presets import settings_json
-from systolora_sim.train_demo.recipes import ABLATION, RECIPES, Way
+from systolora_sim.train_demo.recipes import ABLATION, METRICS, RECIPES, REFERENCE, Way
 from systolora_sim.train_demo.settings import Settings
+from systolora_sim.train_demo.verdicts import verdicts
 from systolora_sim.workload import load_workload
 
-__all__ = ["METRICS", "REFERENCE", "places", "summarize"]
+__all__ = ["places", "summarize"]
 
-#: What every recipe is compared with.
-REFERENCE = "fp32"
-#: Figures of a trained adapter with their titles; lower is better but for the hit rate.
-METRICS = {
-    "mse": "held-out loss",
-    "fd": "Fréchet distance",
-    "hit": "hit rate",
-    "mse_others": "held-out loss, other classes",
-}
 #: Share of the last steps whose mean is the final training loss.
 _TAIL = 0.2
-_NEAR = 0.02
-_MEMORY = 3.5
 _PACKAGES = ("torch", "diffusers", "peft", "numpy", "scikit-learn", "mlxtend")
 
 Figures = dict[str, Any]
@@ -55,11 +45,9 @@ def summarize(settings: Settings, found: Figures, results: Iterable[Figures]) ->
         "seconds": math.fsum(each["seconds"] for group in groups.values() for each in group),
     }
     report["warnings"] = [
-        warning
-        for each in (*report["recipes"], *report["ablation"])
-        for warning in _warnings(each)
+        warning for each in (*report["recipes"], *report["ablation"]) for warning in _warnings(each)
     ]
-    report["verdicts"] = _verdicts(report)
+    report["verdicts"] = verdicts(report)
     return report
 
 
@@ -90,9 +78,7 @@ def _tail(result: Figures) -> float:
 # Recipes --------------------------------------------------------------------------------------
 
 
-def _recipe(
-    name: str, way: Way, runs: list[Figures], groups: dict[str, list[Figures]]
-) -> Figures:
+def _recipe(name: str, way: Way, runs: list[Figures], groups: dict[str, list[Figures]]) -> Figures:
     whole = [run for run in runs if not run["diverged"]]
     metrics: Figures = {}
     if whole:
@@ -186,11 +172,12 @@ def _warnings(recipe: Figures) -> list[str]:
     title, lines = recipe["title"], []
     for seed, why in recipe["diverged"].items():
         lines.append(f"{title}: seed {seed} diverged: {why}; it is in no mean")
-    if recipe["zero_gradients"]:
-        worst = max(recipe["zero_gradients"].items(), key=lambda item: item[1])
+    zeros = recipe["zero_gradients"]
+    if zeros:
+        worst = max(zeros.items(), key=lambda item: item[1])
         lines.append(
-            f"{title}: gradients of zeros after the first step: {sum(recipe['zero_gradients'].values())} "
-            f"in {len(recipe['zero_gradients'])} tensors, most in {worst[0]} ({worst[1]})"
+            f"{title}: gradients of zeros after the first step: {sum(zeros.values())} in "
+            f"{len(zeros)} tensors, most in {worst[0]} ({worst[1]})"
         )
     meanings = {
         "master_range": "a master copy reached the end of its range (its scale was doubled)",
@@ -237,82 +224,3 @@ def _memory(settings: Settings) -> list[Figures]:
             row["ratio"] = rows[0]["total"] / row["total"]
         tables.append({"name": shape, "title": title, "rank": settings.rank, "rows": rows})
     return tables
-
-
-# Verdicts -------------------------------------------------------------------------------------
-
-
-def _verdicts(report: Figures) -> list[Figures]:
-    recipes = {each["name"]: each for each in report["recipes"]}
-    verdicts = []
-    for name, recipe in recipes.items():
-        if recipe["quantized"]:
-            verdicts += _parity(recipe, recipes[REFERENCE])
-        elif recipe["control"]:
-            verdicts.append(_control(recipe, recipes[REFERENCE]))
-    for table in report["memory"]:
-        row = next(row for row in table["rows"] if row["name"] == "int8")
-        verdicts.append(
-            {
-                "name": f"memory.{table['name']}",
-                "claim": f"{table['title']}: at least {_MEMORY}x less memory than float32",
-                "value": row["ratio"],
-                "shown": f"{row['ratio']:.2f}x",
-                "reached": row["ratio"] >= _MEMORY,
-            }
-        )
-    return verdicts
-
-
-def _parity(recipe: Figures, reference: Figures) -> list[Figures]:
-    """Whether a recipe is as good as float32: within 2%, or the distance within the seeds' spread."""
-    verdicts = []
-    words = {"int": "integer inference", "float": "float32 inference"}
-    for key, difference in recipe["differences"].items():
-        place, _, metric = key.partition(".")
-        if key != "loss" and metric not in ("mse", "fd"):
-            continue
-        mean = difference["mean"]
-        if key == "loss":
-            what, spread = "final training loss", None
-        else:
-            what = f"{METRICS[metric]}, {words[place]}"
-            whole = reference["metrics"][f"float.{metric}"]
-            spread = whole["sd"] / whole["mean"] if metric == "fd" and whole["sd"] else None
-        limit = max(_NEAR, spread or 0)
-        claim = f"{recipe['title']}: {what} within {_NEAR:.0%} of float32's"
-        if spread is not None:
-            claim += f", or within the seeds' spread of {spread:.1%}"
-        verdicts.append(
-            {
-                "name": f"{recipe['name']}.{key}",
-                "claim": claim,
-                "value": mean,
-                "shown": f"{mean:+.2%}",
-                "reached": abs(mean) <= limit,
-            }
-        )
-    if recipe["diverged"] or not verdicts:
-        verdicts.append(
-            {
-                "name": f"{recipe['name']}.whole", "value": len(recipe["diverged"]),
-                "claim": f"{recipe['title']}: no seed diverges",
-                "shown": f"{len(recipe['diverged'])} diverged", "reached": False,
-            }
-        )  # fmt: skip
-    return verdicts
-
-
-def _control(recipe: Figures, reference: Figures) -> Figures:
-    """A control must fail what the recipes are held to, in its loss or its distance."""
-    sides = [each for each in _parity(recipe, reference) if each["name"].count(".float.")]
-    failed = [each for each in sides if not each["reached"]]
-    worst = max(failed or sides, key=lambda each: abs(each["value"]), default=None)
-    return {
-        "name": f"{recipe['name']}.fails",
-        "claim": f"{recipe['title']}: fails this comparison in held-out loss or distance, as it "
-        "must",
-        "value": None if worst is None else worst["value"],
-        "shown": "no figure" if worst is None else worst["shown"],
-        "reached": bool(failed),
-    }

@@ -13,8 +13,8 @@ from typing import Any
 from systolora_sim.drawing import Drawing, svg
 from systolora_sim.perf_page import POLICY, json_text, style
 from systolora_sim.train_demo import charts
-from systolora_sim.train_demo.figures import METRICS
 from systolora_sim.train_demo.memory import PARTS
+from systolora_sim.train_demo.recipes import METRICS
 
 __all__ = ["page"]
 
@@ -116,10 +116,10 @@ def _settings(report: Figures) -> str:
     items = {
         "run": f"{settings['name']}, settings {settings['digest']}",
         "data": f"{report['data']['source']}; class {settings['concept']} is the concept",
-        "pre-training": f"{settings['pretrain_steps']} steps of {settings['pretrain_batch']} images "
-        "of the other classes, AdamW, float32",
-        "fine-tuning": f"{settings['steps']} steps of {settings['batch']} images (half of them from "
-        f"{settings['concept_images']} of the concept), rank {settings['rank']}, SGD with momentum "
+        "pre-training": f"{settings['pretrain_steps']} steps of {settings['pretrain_batch']} "
+        "images of the other classes, AdamW, float32",
+        "fine-tuning": f"{settings['steps']} steps of {settings['batch']} images (half of them "
+        f"from {settings['concept_images']} of the concept), rank {settings['rank']}, SGD with momentum "
         f"{settings['momentum']}, lr {settings['lr']}; {settings['seeds']} seeds",
         "samples": f"{settings['samples']} per recipe and seed, DDIM, "
         f"{settings['sampling_steps']} steps",
@@ -147,7 +147,9 @@ def _verdicts(report: Figures) -> str:
 
 def _warnings(lines: list[str]) -> str:
     if not lines:
-        return '<p id="warnings">None: no loss diverged, no gradient vanished, nothing saturated.</p>'
+        return (
+            '<p id="warnings">None: no loss diverged, no gradient vanished, nothing saturated.</p>'
+        )
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul id="warnings" class="warnings">{items}</ul>'
 

@@ -51,6 +51,8 @@ def settings_from_json(value: Any) -> Settings | None:
     names = {field.name for field in fields(Settings)}
     if not isinstance(value, dict) or set(value) != names | {"digest"}:
         return None
-    lists = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+    lists: dict[str, Any] = {
+        key: tuple(each) if isinstance(each, list) else each for key, each in value.items()
+    }
     del lists["digest"]
     return Settings(**lists)

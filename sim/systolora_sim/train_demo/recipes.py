@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["ABLATION", "RECIPES", "Way"]
+__all__ = ["ABLATION", "METRICS", "RECIPES", "REFERENCE", "TENSORS", "Way"]
 
+#: What every recipe is compared with.
+REFERENCE = "fp32"
+#: Figures of a trained adapter with their titles; lower is better but for the hit rate.
+METRICS = {
+    "mse": "held-out loss",
+    "fd": "Fréchet distance",
+    "hit": "hit rate",
+    "mse_others": "held-out loss, other classes",
+}
 #: Every operand and quantized result of a K or V layer whose input needs no gradient.
 TENSORS = ("x", "weight", "lora_A", "lora_B", "H", "Y", "dy", "dH")
 
@@ -55,9 +64,7 @@ RECIPES = {
         title="int8, H, Y, dH rounded stochastically", kind="device", stochastic=_QUANTIZED
     ),
     "int16": Way(title="int16 throughout", kind="device", bits=_wide()),
-    "master8": Way(
-        title="control: float32, masters int8 to nearest", kind="rounded", control=True
-    ),
+    "master8": Way(title="control: float32, masters int8 to nearest", kind="rounded", control=True),
     "none": Way(title="control: no adapter", kind="untrained", control=True),
 }
 

@@ -84,7 +84,9 @@ class _Float:
 
     def status(self) -> dict[str, list[str]]:
         limit = self._RANGE * (1 - 1e-6)
-        saturated = [name for name, p in self._parameters.items() if float(p.detach().abs().max()) >= limit]
+        saturated = [
+            name for name, p in self._parameters.items() if float(p.detach().abs().max()) >= limit
+        ]
         return {name: ["master_range"] for name in saturated} if self._rounded else {}
 
     def state(self) -> dict[str, Any]:

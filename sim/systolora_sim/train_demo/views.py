@@ -17,6 +17,8 @@ __all__ = ["text", "write_views"]
 Figures = dict[str, Any]
 #: Dots per pixel of an image, and dots between images.
 _SCALE, _GAP = 3, 3
+#: Matplotlib's version would change the bytes.
+_NO_VERSION: Any = {"Software": None}
 
 
 def write_views(report: Figures, real: torch.Tensor, directory: Path) -> None:
@@ -56,11 +58,8 @@ def _grid(rows: list[torch.Tensor]) -> bytes:
 
     lines = [np.concatenate([_tile(each) for each in row.numpy()[:, 0]], axis=1) for row in rows]
     stream = io.BytesIO()
-    # Without the version of Matplotlib, which would change the bytes
     grid = np.concatenate(lines, axis=0)
-    image.imsave(
-        stream, grid, cmap="gray", vmin=-1, vmax=1, format="png", metadata={"Software": None}
-    )
+    image.imsave(stream, grid, cmap="gray", vmin=-1, vmax=1, format="png", metadata=_NO_VERSION)
     return stream.getvalue()
 
 
