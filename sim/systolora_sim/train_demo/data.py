@@ -38,7 +38,8 @@ def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
 
     images, labels = load_digits(return_X_y=True)
     source = "scikit-learn load_digits: 1797 handwritten digits, 8 x 8"
-    return (images.reshape(-1, 8, 8) / 8 - 1).astype(np.float32), labels.astype(np.int64), source
+    images, labels = np.asarray(images).reshape(-1, 8, 8), np.asarray(labels)
+    return (images / 8 - 1).astype(np.float32), labels.astype(np.int64), source
 
 
 def _mnist() -> tuple[NDArray[np.float32], NDArray[np.int64], str]:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from peft import LoraConfig
 
 from systolora_sim.train_demo.data import CLASSES, Batch, generator

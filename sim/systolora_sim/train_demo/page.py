@@ -119,8 +119,8 @@ def _settings(report: Figures) -> str:
         "pre-training": f"{settings['pretrain_steps']} steps of {settings['pretrain_batch']} "
         "images of the other classes, AdamW, float32",
         "fine-tuning": f"{settings['steps']} steps of {settings['batch']} images (half of them "
-        f"from {settings['concept_images']} of the concept), rank {settings['rank']}, SGD with momentum "
-        f"{settings['momentum']}, lr {settings['lr']}; {settings['seeds']} seeds",
+        f"from {settings['concept_images']} of the concept), rank {settings['rank']}, "
+        f"SGD with momentum {settings['momentum']}, lr {settings['lr']}; {settings['seeds']} seeds",
         "samples": f"{settings['samples']} per recipe and seed, DDIM, "
         f"{settings['sampling_steps']} steps",
         "time": f"{minutes:.1f} minutes of one core for fine-tuning and samples",

@@ -51,8 +51,7 @@ def settings_from_json(value: Any) -> Settings | None:
     names = {field.name for field in fields(Settings)}
     if not isinstance(value, dict) or set(value) != names | {"digest"}:
         return None
-    lists: dict[str, Any] = {
-        key: tuple(each) if isinstance(each, list) else each for key, each in value.items()
-    }
-    del lists["digest"]
-    return Settings(**lists)
+    given = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+    given = dict[str, Any](given)
+    del given["digest"]
+    return Settings(**given)
