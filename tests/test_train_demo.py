@@ -100,7 +100,7 @@ def test_interrupted_run_goes_on_with_the_same_figures(tmp_path, monkeypatch):
     settings = dataclasses.replace(settings, ablation_seeds=1)
     whole = run_demo(settings, tmp_path / "whole", progress=False)
     stops = 0
-    for limit in (3, 30, 36, 41, 47):
+    for limit in (3, 24, 29, 35, 41):
         done = 0
 
         def advance(count, limit=limit):
