@@ -495,6 +495,9 @@ def test_product_is_exact_at_the_longest_reduction():
             a, b = np.full((1, depth), low, dtype), np.full((depth, 1), low, dtype)
             a[0, 0] = low + 1
             assert exact_product(a, b).tolist() == [[low * low * depth + low]]
+    for depth in (1024, 1025, 1041, 2047):  # about where float32 ends; the last sums are odd
+        a = np.full((1, depth), -127, np.int8)
+        assert exact_product(a, a.T).tolist() == [[127 * 127 * depth]]
     with pytest.raises(ValueError, match="reduction length 131072: must be below 131072"):
         exact_product(np.zeros((1, 131072), np.int8), np.zeros((131072, 1), np.int8))
     with pytest.raises(TypeError, match="operand of type int64: must be int8 or int16"):

@@ -10,15 +10,15 @@ from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch")
 
-from diffusers import UNet2DConditionModel  # noqa: E402
-from diffusers.loaders import StableDiffusionLoraLoaderMixin  # noqa: E402
-from peft import LoraConfig, PeftModel  # noqa: E402
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin  # noqa: E402
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 
 from systolora.cli import main  # noqa: E402
 from systolora_sim import calibrate  # noqa: E402
 from systolora_sim.adapters import real_values  # noqa: E402
 from systolora_sim.torch import Recipe, quantize_lora  # noqa: E402
-from torch_nets import batches, lora_net, plain_net  # noqa: E402
+from torch_nets import batches, lora_net, masters_of, plain_net  # noqa: E402
 
 SEED = 20262
 ALPHA = 8.0
@@ -66,7 +66,7 @@ def check_masters(path: Path, handle: Any, prefix: str = "") -> None:
     """The file has exactly the masters with which the handle's layers begin."""
     got = load_file(path)
     for name, layer in handle.layers.items():
-        for tensor, master in zip(("lora_A", "lora_B"), layer.calls.masters, strict=True):
+        for tensor, master in zip(("lora_A", "lora_B"), masters_of(layer), strict=True):
             key = f"{prefix}{name}/{tensor}.master"
             np.testing.assert_array_equal(got[key], master.w)
             assert tuple(got[f"{key}.scale"]) == tuple(master.scale)
@@ -98,7 +98,7 @@ def test_peft_saves_what_was_trained(tmp_path):
     net.save_pretrained(tmp_path)  # while the layers are quantized
     loaded = PeftModel.from_pretrained(plain_net(SEED), str(tmp_path))
     for name, layer in handle.layers.items():
-        for tensor, master in zip(("lora_A", "lora_B"), layer.calls.masters, strict=True):
+        for tensor, master in zip(("lora_A", "lora_B"), masters_of(layer), strict=True):
             held = loaded.get_parameter(f"base_model.model.{name}.{tensor}.default.weight")
             np.testing.assert_array_equal(
                 held.detach().numpy(), real_values(master.w, master.scale)
@@ -137,7 +137,7 @@ def test_pipelines_of_diffusers_read_our_files(tmp_path, scheme):
     run("adapter", "import", file, "-o", tmp_path / "masters", "--alpha", ALPHA)
     out = tmp_path / "out.safetensors"
     run("adapter", "export", tmp_path / "masters", "-o", out, "--format", scheme)
-    tensors, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
+    tensors, alphas, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(
         str(tmp_path), weight_name=out.name, unet_config=unet.config
     )
     found = {}
@@ -148,11 +148,50 @@ def test_pipelines_of_diffusers_read_our_files(tmp_path, scheme):
         found[path] = tensor.numpy()
     assert len(found) == 2 * LAYERS
     for name, layer in handle.layers.items():
-        for tensor, master in zip(("lora_A", "lora_B"), layer.calls.masters, strict=True):
+        for tensor, master in zip(("lora_A", "lora_B"), masters_of(layer), strict=True):
             np.testing.assert_array_equal(
                 found[f"{name}.{tensor}.weight"], real_values(master.w, master.scale)
             )
     if scheme == "kohya":
-        assert set(alphas.values()) == {ALPHA} and len(alphas) == LAYERS
+        assert set((alphas or {}).values()) == {ALPHA} and len(alphas or {}) == LAYERS
     gains = {calibrate.to_float(layer.calls.gain) for layer in handle.layers.values()}
     assert gains == {ALPHA / 4}
+
+
+class Picture(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+
+# PEFT takes the bias that it has been asked for as the shard of a matrix.
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.* have invalid shape")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("DoRA", "lora_magnitude_vector: belongs to DoRA: must be a plain LoRA adapter"),
+        ("convolution", "conv.lora_A.weight: shape [8, 3, 3, 3]: belongs to a convolution"),
+        ("bias", "lora_B.bias: belongs to a bias of lora_B"),
+        ("NaN", "lora_B.weight: 1 of 18 values are NaN or infinite: must be finite"),
+        ("broken", "not a complete safetensors file"),
+    ],
+)
+def test_files_that_peft_writes_and_the_device_cannot_take(tmp_path, capsys, kind, message):
+    options = {"DoRA": {"use_dora": True}, "bias": {"lora_bias": True, "target_modules": ["0"]}}
+    if kind == "convolution":
+        net: Any = get_peft_model(Picture(), LoraConfig(target_modules=["conv"]))
+    else:
+        net = lora_net(SEED, **options.get(kind, {}))
+    if kind == "NaN":
+        net.get_submodule("base_model.model.2").lora_B["default"].weight.data[1, 1] = float("nan")
+    net.save_pretrained(tmp_path)
+    file, out = tmp_path / "adapter_model.safetensors", tmp_path / "out"
+    if kind == "broken":
+        file.write_bytes(file.read_bytes()[:-5])
+    before = sorted(tmp_path.iterdir())
+    for command in (["adapter", "import"], ["import"], ["export"]):
+        assert main([*command, str(file), "-o", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"systolora: error: {file}: ") and error.count("\n") == 1
+        assert message in error
+    assert sorted(tmp_path.iterdir()) == before

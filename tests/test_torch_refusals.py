@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from systolora_sim.layer import LayerError  # noqa: E402
 from systolora_sim.layerfile import LayerFileError  # noqa: E402
 from systolora_sim.torch import Recipe, quantize_lora  # noqa: E402
-from torch_nets import batches, lora_net, plain_net  # noqa: E402
+from torch_nets import batches, lora_net, masters_of, plain_net  # noqa: E402
 
 SEED = 20261
 
@@ -49,36 +49,36 @@ class Picture(nn.Module):
         self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
 
 
-def conv_net() -> nn.Module:
+def conv_net() -> Any:
     return get_peft_model(Picture(), LoraConfig(target_modules=["conv", "fc"]))
 
 
-def two_adapters() -> nn.Module:
+def two_adapters() -> Any:
     net = lora_net(SEED)
     net.add_adapter("other", LoraConfig(r=2, target_modules=["0", "2"]))
     net.base_model.set_adapter(["default", "other"])
     return net
 
 
-def merged() -> nn.Module:
+def merged() -> Any:
     net = lora_net(SEED)
     net.merge_adapter()
     return net
 
 
-def thawed() -> nn.Module:
+def thawed() -> Any:
     net = lora_net(SEED)
     net.get_submodule("base_model.model.2").base_layer.weight.requires_grad_(True)
     return net
 
 
-def spoilt(value: float) -> nn.Module:
+def spoilt(value: float) -> Any:
     net = lora_net(SEED)
     net.get_submodule("base_model.model.2").base_layer.weight.data[1, 2] = value
     return net
 
 
-def twice() -> nn.Module:
+def twice() -> Any:
     net = lora_net(SEED)
     quantize_lora(net)
     return net
@@ -169,11 +169,11 @@ def test_a_saturating_master_is_reported_and_may_be_rescaled():
     for rescale in (False, True):
         net = lora_net(SEED)
         handle = quantize_lora(net, Recipe(lr=1000.0, rescale=rescale))
-        begin = [each.scale.e for each in handle.layers["2"].calls.masters]
+        begin = [each.scale.e for each in masters_of(handle.layers["2"])]
         loss_of(net, xs[0]).backward()
         handle.step()
         assert "master_range" in handle.sticky["2"]
-        masters = handle.layers["2"].calls.masters
+        masters = masters_of(handle.layers["2"])
         scales[rescale] = [each.scale.e - e for each, e in zip(masters, begin, strict=True)]
         if not rescale:
             assert max(np.abs(each.w).max() for each in masters) == 32767
@@ -186,13 +186,13 @@ def test_a_saturating_master_is_reported_and_may_be_rescaled():
 def test_zero_gradients_are_reported():
     net = lora_net(SEED, zero_b=True)
     handle = quantize_lora(net, Recipe(lr=0.5))
-    masters = [layer.calls.masters for layer in handle.layers.values()]
+    masters = [masters_of(layer) for layer in handle.layers.values()]
     (x,) = batches(SEED, 1)
     (net(x) * 0).sum().backward()
     assert set(handle.zero_gradients.values()) == {frozenset({"dA", "dB"})}
     handle.step()
     for pair, layer in zip(masters, handle.layers.values(), strict=True):
-        for before, after in zip(pair, layer.calls.masters, strict=True):
+        for before, after in zip(pair, masters_of(layer), strict=True):
             np.testing.assert_array_equal(before.w, after.w)
     # With a lora_B of zeros lora_A has no gradient yet.
     loss_of(net, x).backward()

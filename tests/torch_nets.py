@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from systolora_sim.golden import Master
+
 NAMES = ("0", "2")
 
 
@@ -17,10 +19,10 @@ def plain_net(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 6, bias=False))
 
 
-def lora_net(seed: int, zero_b: bool = False, **config: Any) -> nn.Module:
+def lora_net(seed: int, zero_b: bool = False, **config: Any) -> Any:
     """The net with adapters of rank 3 and alpha 6 on both layers."""
     options = {"r": 3, "lora_alpha": 6, "target_modules": list(NAMES)} | config
-    net = get_peft_model(plain_net(seed), LoraConfig(**options))
+    net: Any = get_peft_model(plain_net(seed), LoraConfig(**options))
     generator = torch.Generator().manual_seed(seed + 1)
     if not zero_b:
         for name, parameter in net.named_parameters():
@@ -35,6 +37,12 @@ def batches(seed: int, count: int, shape: tuple[int, ...] = (2, 7)) -> list[torc
     return [
         (1 + 0.5 * number) * torch.randn(*shape, 12, generator=generator) for number in range(count)
     ]
+
+
+def masters_of(layer: Any) -> tuple[Master, Master]:
+    """The masters of a quantized layer, which must have some."""
+    assert layer.calls.masters is not None
+    return layer.calls.masters
 
 
 @dataclass

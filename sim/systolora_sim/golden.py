@@ -32,6 +32,9 @@ __all__ = [
 
 OPTIMIZERS = ("sgd", "momentum", "lion")
 
+#: Longest reduction of int8 that float32 holds exactly: 2^10 products of at most 2^14.
+FLOAT32_LIMIT = 1 << 10
+
 #: tensor_id of the quantized tensors' random words (numerics section 4).
 _WORDS_BASE = 0x10000
 _WORDS_OFFSET = {"H": 0, "Y": 1, "dH": 2, "dX": 3}
@@ -40,8 +43,9 @@ _WORDS_OFFSET = {"H": 0, "Y": 1, "dH": 2, "dX": 3}
 def exact_product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.int64]:
     """out[M,N] int64 = a[M,K] int8/int16 @ b[K,N] int8/int16, exact.
 
-    Computed in float64, where it is exact: every partial sum, in whatever order, is an integer of
-    magnitude below 2^17 * 2^15 * 2^15 = 2^47, and float64 holds all integers up to 2^53.
+    Computed in floating point, where it is exact: every partial sum, in whatever order, is an
+    integer of magnitude below 2^17 * 2^15 * 2^15 = 2^47, and float64 holds all integers up to 2^53.
+    float32, which is twice as fast, holds those up to 2^24: enough for 1024 products of int8.
 
     Raises
     ------
@@ -55,7 +59,9 @@ def exact_product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.int64]:
             raise TypeError(f"operand of type {operand.dtype}: must be int8 or int16")
     if a.shape[-1] >= K_LIMIT:
         raise ValueError(f"reduction length {a.shape[-1]}: must be below {K_LIMIT}")
-    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+    narrow = a.dtype == b.dtype == np.int8 and a.shape[-1] <= FLOAT32_LIMIT
+    real = np.float32 if narrow else np.float64
+    return (a.astype(real) @ b.astype(real)).astype(np.int64)
 
 
 # The layer (numerics section 5) ---------------------------------------------------------------

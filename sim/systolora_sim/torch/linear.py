@@ -88,7 +88,7 @@ class QuantizedLoRALinear(Linear):
         ran: Callable[["QuantizedLoRALinear", Layer, LayerResult], None],
     ) -> None:
         nn.Module.__init__(self)
-        self.__dict__.update(original.__dict__)
+        vars(self).update(vars(original))
         # Plain attributes; the original in a tuple, so that it is no submodule.
         self._original, self.adapter, self.calls, self._ran = (original,), adapter, calls, ran
         self._gain = self.scaling[adapter]
@@ -106,14 +106,16 @@ class QuantizedLoRALinear(Linear):
     @property
     def adapters(self) -> tuple[nn.Parameter, nn.Parameter]:
         """lora_A [r,d] and lora_B [k,r]."""
-        return self.lora_A[self.adapter].weight, self.lora_B[self.adapter].weight
+        a: Any = self.lora_A[self.adapter]
+        b: Any = self.lora_B[self.adapter]
+        return a.weight, b.weight
 
     def merge(self, *_: Any, **__: Any) -> None:
         raise LayerError(f"{self.name}: merge: restore() of the handle must come first")
 
     def _held(self) -> list[tuple[str, Tensor]]:
         """Parameters of which integers are kept, which nobody else may change."""
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         held: list[tuple[str, Tensor]] = [("weight", base.weight)]
         if base.bias is not None:
             held.append(("bias", base.bias))
