@@ -145,14 +145,15 @@ def test_two_processes_give_the_same_figures(tmp_path):
 
 
 def test_divergence_and_saturation_are_in_the_report(tmp_path):
-    settings = dataclasses.replace(TINY, lr=3e4, recipes=("fp32", "int8", "none"))
+    settings = dataclasses.replace(TINY, lr=1e30, recipes=("fp32", "int8"))
     report = run_demo(settings, tmp_path, progress=False)
-    fp32, int8, _ = report["recipes"]
+    fp32, int8 = report["recipes"]
     assert fp32["diverged"].keys() == {"0"} and "step" in fp32["diverged"]["0"]
     assert "float.mse" not in fp32["metrics"]
     assert int8["sticky"].get("master_range") and not int8["differences"]
     text = "\n".join(report["warnings"])
     assert "float32: seed 0 diverged" in text and "end of its range" in text
+    assert "int8, scales just in time: learned nothing" in text
     assert not any(e["reached"] for e in report["verdicts"] if e["name"].startswith("int8"))
     page = (tmp_path / "report.html").read_text()
     assert "diverged" in page.split('id="warnings"')[1].split("</ul>")[0]

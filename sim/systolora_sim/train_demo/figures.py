@@ -172,6 +172,12 @@ def _warnings(recipe: Figures) -> list[str]:
     title, lines = recipe["title"], []
     for seed, why in recipe["diverged"].items():
         lines.append(f"{title}: seed {seed} diverged: {why}; it is in no mean")
+    curve = recipe["curve"]
+    if len(curve) > 1 and not curve[-1][1] < curve[0][1]:
+        lines.append(
+            f"{title}: learned nothing: its held-out loss went from {curve[0][1]:.4g} to "
+            f"{curve[-1][1]:.4g}"
+        )
     zeros = recipe["zero_gradients"]
     if zeros:
         worst = max(zeros.items(), key=lambda item: item[1])
