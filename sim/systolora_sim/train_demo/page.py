@@ -161,7 +161,7 @@ def _shown(figure: Figures, form: str) -> str:
     text = format(figure["mean"], form)
     if figure["low"] is None:
         return text
-    return f"{text} ± {format((figure['high'] - figure['low']) / 2, form)}"
+    return f"{text} ± {format((figure['high'] - figure['low']) / 2, form.lstrip('+'))}"
 
 
 _FORMS = {"mse": ".5f", "fd": ".1f", "hit": ".3f", "mse_others": ".5f", "loss": ".5f"}

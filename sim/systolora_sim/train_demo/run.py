@@ -4,6 +4,7 @@ Everything done is a file in the directory: the same call goes on where the last
 """
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -158,7 +159,10 @@ def _run_all(
                 advance(counter.value - told)
                 told = counter.value
         except BaseException:
+            # What they have not saved is done again by the next call
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
         return [future.result() for future in futures]
 
@@ -173,6 +177,7 @@ _WORKER: list[_Worker] = []
 
 
 def _start_worker(settings: Settings, directory: Path, counter: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word; the first process speaks
     torch.set_num_threads(1)
     bench, _ = _prepare(settings, directory, lambda count: None)
     _WORKER[:] = [_Worker(bench, counter)]
