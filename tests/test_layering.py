@@ -64,9 +64,10 @@ class Block:
 sys.meta_path.insert(0, Block())
 import {package}
 for info in pkgutil.walk_packages({package}.__path__, "{package}."):
-    # The wrapper is an extra: without torch it says so, which is no fault of the arrows.
-    extra = info.name.startswith("systolora_sim.torch") and not importlib.util.find_spec("torch")
-    if "__main__" not in info.name and not extra:
+    # These are extras: without torch they say so, which is no fault of the arrows.
+    extra = info.name.startswith(("systolora_sim.torch", "systolora_sim.train_demo."))
+    missing = extra and not importlib.util.find_spec("torch")
+    if "__main__" not in info.name and not missing:
         importlib.import_module(info.name)
 """
 

@@ -1,5 +1,5 @@
 """The command line: `generate`, `info`, `run`, `replay`, `compile`, `disasm`, `adapter`, `perf`,
-`synth`, `power`.
+`synth`, `power`, `train-demo`.
 
 Thin: parses, calls, turns errors into one line. Exit status 0; 1 where `replay` finds a difference;
 2 for bad input, with one line on stderr; 130 when interrupted.
@@ -20,6 +20,7 @@ from .perf_command import add_perf, baselines, settle
 from .power_command import add_power
 from .replay_command import add_replay
 from .synth_command import add_synth, clock_period, synth
+from .train_command import add_train_demo, train_demo
 
 __all__ = ["main"]
 
@@ -403,6 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_configuration(synthesis)
     synthesis.set_defaults(function=_synth)
     add_power(commands)
+    add_train_demo(commands).set_defaults(function=_train_demo)
     return parser
 
 
@@ -722,10 +724,19 @@ def _synth(args: argparse.Namespace) -> None:
     synth(args, _configuration(args))
 
 
-def _missing(error: ModuleNotFoundError) -> "_BadInput":
+def _train_demo(args: argparse.Namespace) -> None:
+    try:
+        from systolora_sim.train_demo import RECIPES, demo
+
+        sys.stdout.write(train_demo(args, RECIPES, demo))
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from None
+
+
+def _missing(error: ModuleNotFoundError, extra: str = "sim") -> "_BadInput":
     if (error.name or "").split(".")[0] in ("systolora", "systolora_sim"):
         raise error  # a broken installation, not a missing extra
-    return _BadInput(f"{error.name} is not installed: pip install 'systolora[sim]'")
+    return _BadInput(f"{error.name} is not installed: pip install 'systolora[{extra}]'")
 
 
 class _BadInput(ValueError):
@@ -740,6 +751,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
         ("systolora.synth.tools", "SynthError"),
         ("systolora_sim.layerfile", "LayerFileError"),
         ("systolora_sim.runner", "RunError"),
+        ("systolora_sim.train_demo.errors", "DemoError"),
     ):
         if module in sys.modules:
             classes.append(getattr(sys.modules[module], name))

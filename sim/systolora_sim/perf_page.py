@@ -25,11 +25,11 @@ from systolora_sim.perf_tables import (
 )
 from systolora_sim.timeline import Lane, lanes
 
-__all__ = ["html"]
+__all__ = ["POLICY", "html", "json_text", "style"]
 
 _FILES = Path(__file__).parent
 #: The page may load nothing, from anywhere; what is inline is its own.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _ABOVE = (
     "A product may lie above the roof: its bytes move while the array works on another one. "
     "The whole step cannot lie above the dashed roof."
@@ -47,10 +47,10 @@ def html(report: dict[str, Any], timeline: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<link rel="icon" href="data:,">\n<title>{escape(name)}</title>',
-            f"<style>\n{_style()}</style>\n</head>\n<body>\n<main>",
+            f"<style>\n{style()}</style>\n</head>\n<body>\n<main>",
             f"<h1>{escape(workload['title'])}</h1>",
             f'<p class="scope">Counted: {escape(report["scope"])}.</p>',
             settings(report),
@@ -66,19 +66,19 @@ def html(report: dict[str, Any], timeline: list[dict[str, Any]]) -> str:
             "<h2>Layers</h2>",
             layer_table(report),
             _notes(report),
-            f'</main>\n<script type="application/json" id="report">{_json(report)}</script>',
+            f'</main>\n<script type="application/json" id="report">{json_text(report)}</script>',
             _script(stacked),
             "</body>\n</html>\n",
         ]
     )
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """JSON that cannot end its script element."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _style() -> str:
+def style() -> str:
     """Colours as variables, for the drawings and everything else; then the style sheet."""
     names = {role: f"var(--{role})" for role in LIGHT}
     return (
@@ -163,8 +163,9 @@ def _script(stacked: list[Lane]) -> str:
     if not stacked:
         return ""
     program = (_FILES / "perf_timeline.js").read_text(encoding="utf-8")
+    data = json_text(_packed(stacked))
     return (
-        f'<script type="application/json" id="timeline-data">{_json(_packed(stacked))}</script>\n'
+        f'<script type="application/json" id="timeline-data">{data}</script>\n'
         f"<script>\n{program}</script>"
     )
 
