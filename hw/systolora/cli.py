@@ -303,6 +303,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the whole accelerator (default), or its Core alone, behind streams",
     )
     generate.add_argument(
+        "--memories",
+        choices=("inferred", "black-box"),
+        default="inferred",
+        help="inferred: arrays, which synthesis makes memories of (default); black-box: instances "
+        "for SRAM macros, with a model of them",
+    )
+    generate.add_argument(
         "--flows",
         action="store_true",
         help="also a FuseSoC core file, IP-XACT, constraints (SDC), and an example system",
@@ -548,7 +555,14 @@ def _generate(args: argparse.Namespace) -> None:
     config = _configuration(args)
     from .emit import MANIFEST, emit  # here: the other commands do not need amaranth
 
-    emitted = emit(config, args.output, args.unit, flows=args.flows, period_ns=args.clock)
+    emitted = emit(
+        config,
+        args.output,
+        args.unit,
+        memories=args.memories,
+        flows=args.flows,
+        period_ns=args.clock,
+    )
     counts = f"{len(emitted.modules)} modules, {emitted.lines} lines"
     print(f"{args.output / emitted.name}.v: {counts}, {emitted.multipliers} multipliers")
     print(f"{args.output / MANIFEST}: configuration {config.digest}")

