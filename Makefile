@@ -12,7 +12,7 @@ JOBS ?= 2
 
 help:
 	@echo "make verilog   generate the default configuration and drive a layer through it"
-	@echo "make test      the tests (about 10 minutes on 2 cores)"
+	@echo "make test      the tests (half an hour on 2 cores)"
 	@echo "make test-all  the slow tests too"
 	@echo "make bench     measure the figures of the README (hours; goes on where it was stopped)"
 	@echo "make lint      ruff and pyright"

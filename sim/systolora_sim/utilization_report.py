@@ -90,8 +90,8 @@ def _shares(rows: list[Row]) -> Iterator[str]:
 
     yield from _table(head, map(cells, rows), texts=4)
     blocks = [each["block"]["rtl"] for row in rows for each in row["baselines"].values()]
-    known = any(found is not None for found in blocks)
-    errors = "their errors below" if known else "no block of theirs was simulated for this table"
+    simulated = any(found is not None for found in blocks)
+    errors = "their errors below" if simulated else "no block of theirs was simulated"
     yield (
         "Factors: that array's cycles for the same step / ours. The [baselines](../baselines.md) "
         f'run whole programs with the same memory, in the cycle model ({errors}); "best" '
@@ -283,8 +283,6 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
         "the ratio is below 1."
     )
     yield ""
-    if "remark" in known:
-        yield from (known["remark"], "")
     head = ["workload", "rank", "batch", "bus", "as", "cycles", "share", "read bus", "ratio"]
     head.append("never below")
     lines: list[list[object]] = []
