@@ -8,7 +8,8 @@ from systolora.config import AcceleratorConfig
 from systolora.flows.constraints import sdc
 from systolora.flows.fusesoc import core_file
 from systolora.flows.ipxact import component
-from systolora.flows.soc import HARNESS, MEMORY, SOC, harness, memory, soc
+from systolora.flows.soc import HARNESS, SOC, harness, soc
+from systolora.flows.soc_memory import MEMORY, memory
 
 __all__ = ["PERIOD_NS", "flow_files"]
 

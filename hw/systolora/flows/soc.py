@@ -9,125 +9,21 @@ from typing import Any
 
 from systolora.config import AcceleratorConfig
 from systolora.contract import REGISTERS, pack
+from systolora.flows.soc_memory import INDEX_BITS, MEMORY
 from systolora.flows.trial import Trial, trial
 from systolora.wrapper import WRAPPER
 
-__all__ = ["HARNESS", "MEMORY", "SOC", "harness", "memory", "soc"]
+__all__ = ["HARNESS", "SOC", "harness", "soc"]
 
-#: Names of the modules and, with `.v`, of their files; of the harness's file.
-SOC, MEMORY = "systolora_soc", "systolora_soc_memory"
+#: Name of the module and, with `.v`, of its file; of the harness's file.
+SOC = "systolora_soc"
 HARNESS = "systolora_soc_main.cpp"
 #: Cycles after which the run counts as lost, by far more than it takes.
 _TIMEOUT = 1 << 16
-_INDEX_BITS = 16
 #: AXI4's members that the memory does without: bursts are of whole words, and wlast ends a write.
 _IGNORED = frozenset(
     f"{channel}{name}" for channel in ("aw", "ar") for name in ("size", "burst", "cache", "prot")
 ) | {"awlen"}
-
-
-def memory() -> str:
-    """Verilog of an AXI4 memory: INCR bursts, one read and one write at a time."""
-    return f"""\
-// AXI4 memory for simulation and as an example: INCR bursts of whole words, one read and one write
-// at a time. An access outside of its words gets DECERR.
-module {MEMORY} #(
-  parameter DATA_BITS = 64,
-  parameter ADDRESS_BITS = 40,
-  parameter WORDS = 16,
-  parameter [ADDRESS_BITS-1:0] BASE = 0
-) (
-  input wire clk,
-  input wire rst_n,
-  input wire awid,
-  input wire [ADDRESS_BITS-1:0] awaddr,
-  input wire awvalid,
-  output wire awready,
-  input wire [DATA_BITS-1:0] wdata,
-  input wire [DATA_BITS/8-1:0] wstrb,
-  input wire wlast,
-  input wire wvalid,
-  output wire wready,
-  output reg bid,
-  output reg [1:0] bresp,
-  output reg bvalid,
-  input wire bready,
-  input wire arid,
-  input wire [ADDRESS_BITS-1:0] araddr,
-  input wire [7:0] arlen,
-  input wire arvalid,
-  output wire arready,
-  output reg rid,
-  output wire [DATA_BITS-1:0] rdata,
-  output wire [1:0] rresp,
-  output wire rlast,
-  output reg rvalid,
-  input wire rready,
-  // What a testbench looks at
-  input wire [{_INDEX_BITS - 1}:0] peek_index,
-  output wire [DATA_BITS-1:0] peek_word
-);
-  localparam SHIFT = $clog2(DATA_BITS / 8);
-  localparam [ADDRESS_BITS-1:0] LIMIT = WORDS;
-  reg [DATA_BITS-1:0] words [0:WORDS-1];
-  assign peek_word = words[peek_index[$clog2(WORDS)-1:0]];
-
-  // Writes: an address, its words, an answer
-  reg writing;
-  reg [ADDRESS_BITS-1:0] write_word;
-  wire write_hit = write_word < LIMIT;
-  assign awready = !writing && !bvalid;
-  assign wready = writing;
-  integer lane;
-  always @(posedge clk) begin
-    if (awvalid && awready) begin
-      write_word <= (awaddr - BASE) >> SHIFT;
-      writing <= 1'b1;
-      bid <= awid;
-      bresp <= 2'b00;
-    end
-    if (wvalid && wready) begin
-      if (write_hit) begin
-        for (lane = 0; lane < DATA_BITS / 8; lane = lane + 1)
-          if (wstrb[lane]) words[write_word[$clog2(WORDS)-1:0]][8*lane +: 8] <= wdata[8*lane +: 8];
-      end else bresp <= 2'b11;
-      write_word <= write_word + 1'b1;
-      if (wlast) begin
-        writing <= 1'b0;
-        bvalid <= 1'b1;
-      end
-    end
-    if (bvalid && bready) bvalid <= 1'b0;
-    if (!rst_n) begin
-      writing <= 1'b0;
-      bvalid <= 1'b0;
-    end
-  end
-
-  // Reads: an address, then a word in each cycle in which it is taken
-  reg [ADDRESS_BITS-1:0] read_word;
-  reg [7:0] left;
-  wire read_hit = read_word < LIMIT;
-  assign arready = !rvalid;
-  assign rdata = words[read_word[$clog2(WORDS)-1:0]];
-  assign rresp = read_hit ? 2'b00 : 2'b11;
-  assign rlast = left == 8'd0;
-  always @(posedge clk) begin
-    if (arvalid && arready) begin
-      read_word <= (araddr - BASE) >> SHIFT;
-      left <= arlen;
-      rid <= arid;
-      rvalid <= 1'b1;
-    end
-    if (rvalid && rready) begin
-      read_word <= read_word + 1'b1;
-      left <= left - 1'b1;
-      if (rlast) rvalid <= 1'b0;
-    end
-    if (!rst_n) rvalid <= 1'b0;
-  end
-endmodule
-"""
 
 
 def _setup(given: Trial) -> list[tuple[str, int]]:
@@ -237,7 +133,7 @@ module {SOC} (
   wire [2:0] s_axil_awprot = 3'b000, s_axil_arprot = 3'b000;
   wire [3:0] s_axil_wstrb = 4'b1111;
   wire s_axil_bready = 1'b1, s_axil_rready = 1'b1;
-  reg [{_INDEX_BITS - 1}:0] index;
+  reg [{INDEX_BITS - 1}:0] index;
 
   {WRAPPER} accelerator (
 {pin_lines}
@@ -251,7 +147,7 @@ module {SOC} (
   end
 
   // Registers: offset and value
-  localparam [{_INDEX_BITS - 1}:0] SETTINGS = {len(setup)};
+  localparam [{INDEX_BITS - 1}:0] SETTINGS = {len(setup)};
   reg [43:0] setting;
   always @* begin
     case (index)
@@ -297,7 +193,7 @@ module {SOC} (
       COMPARE: begin
         if (!({same})) failed <= 1'b1;
         index <= index + 1'b1;
-        if (index == {_INDEX_BITS}'d{count - 1}) state <= END;
+        if (index == {INDEX_BITS}'d{count - 1}) state <= END;
       end
       default: done <= 1'b1;
     endcase
