@@ -193,7 +193,7 @@ def _warnings(recipe: Figures) -> list[str]:
         "scale_range": "a scale left its range",
     }
     for bit, times in recipe["sticky"].items():
-        lines.append(f"{title}: {meanings.get(bit, bit)}, in {times} layers of all seeds")
+        lines.append(f"{title}: {meanings.get(bit, bit)}, in {times} layers, counted over all seeds")
     return lines
 
 
