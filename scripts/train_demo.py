@@ -10,7 +10,7 @@ from pathlib import Path
 
 from systolora_sim.results_script import write_results
 from systolora_sim.train_demo.presets import FULL
-from systolora_sim.train_demo.results import PICTURES, render
+from systolora_sim.train_demo.results import PICTURES, render, shortened
 from systolora_sim.train_demo.run import run_demo
 
 
@@ -26,7 +26,7 @@ def main() -> int:
     status = write_results(
         arguments.output,
         "training",
-        lambda: run_demo(FULL, arguments.run, jobs=arguments.jobs),
+        lambda: shortened(run_demo(FULL, arguments.run, jobs=arguments.jobs)),
         lambda report: render(report, command),
     )
     if status == 0:

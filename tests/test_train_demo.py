@@ -169,7 +169,8 @@ def test_zero_gradients_are_in_the_report(tmp_path, monkeypatch):
     zeros = report["recipes"][0]["zero_gradients"]
     assert len(zeros) == 8 and all("lora_A" in name for name in zeros)
     assert set(zeros.values()) == {settings.steps - 1}
-    assert "gradients of zeros" in report["warnings"][0]
+    assert "learned nothing" in report["warnings"][0]
+    assert "gradients of zeros" in report["warnings"][1]
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -193,7 +193,8 @@ def _warnings(recipe: Figures) -> list[str]:
         "scale_range": "a scale left its range",
     }
     for bit, times in recipe["sticky"].items():
-        lines.append(f"{title}: {meanings.get(bit, bit)}, in {times} layers of all seeds")
+        words = meanings.get(bit, bit)
+        lines.append(f"{title}: {words}, in {times} layers, counted over all seeds")
     return lines
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from systolora_sim.train_demo.memory import PARTS
 
-__all__ = ["PICTURES", "render"]
+__all__ = ["PICTURES", "render", "shortened"]
 
 Figures = dict[str, Any]
 #: Pictures of a run's directory that go beside the tables, with what they show.
@@ -31,6 +31,15 @@ recipe and seed. Fine-tuning and samples took {minutes:.0f} minutes of one core.
 A toy model: it does not show what Stable Diffusion would look like. The Fréchet distance is in \
 features of a small classifier trained on the same data; it is no FID.
 """
+
+
+def shortened(report: Figures) -> Figures:
+    """The report without training losses step by step, which are most of its bytes."""
+    parts = {
+        part: [{k: v for k, v in each.items() if k != "losses"} for each in report[part]]
+        for part in ("recipes", "ablation")
+    }
+    return report | parts
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Iterator[str]:
