@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,20 +310,6 @@ def test_settings_as_json():
 
 
 # In a browser ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(name="browser")
-def _browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    with api.sync_playwright() as playwright:
-        found = [shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome")]
-        path = next((p for p in found if p), playwright.chromium.executable_path)
-        if not Path(path).exists():
-            pytest.skip("needs Chromium (Debian: chromium; or: playwright install chromium)")
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
 
 
 READ = """() => [...document.querySelectorAll("[data-metric][data-value]")].map((e) =>

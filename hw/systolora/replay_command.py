@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_replay"]
+__all__ = ["add_replay", "count"]
 
 _DESCRIPTION = """\
 Runs recorded layer calls again and compares every bit with what was recorded. A record is a layer
@@ -18,7 +18,8 @@ examples:
   systolora replay records/00000007-blocks.0.to_k.safetensors --backend rtl --preset tiny"""
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option's number from 1 on."""
     try:
         value = int(text)
     except ValueError:
@@ -44,7 +45,7 @@ def add_replay(commands: "argparse._SubParsersAction[Any]") -> argparse.Argument
         help="what computes: the golden model (default), the functional machine or the simulated "
         "Verilog",
     )
-    replay.add_argument("--limit", metavar="N", type=_count, help="only the first N records")
+    replay.add_argument("--limit", metavar="N", type=count, help="only the first N records")
     replay.add_argument(
         "--build-dir",
         metavar="DIR",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError
+from .replay_command import count
 
 __all__ = ["add_train_demo", "train_demo"]
 
@@ -28,16 +29,6 @@ examples:
   systolora train-demo --recipes fp32,int8 --seeds 10 -o build/seeds"""
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 on")
-    return value
-
-
 def add_train_demo(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
     """Adds the command."""
     demo = commands.add_parser(
@@ -50,14 +41,14 @@ def add_train_demo(commands: "argparse._SubParsersAction[Any]") -> argparse.Argu
         "-o", "--output", metavar="DIR", type=Path, required=True, help="directory, made if missing"
     )
     demo.add_argument("--quick", action="store_true", help="a small run, for tests")
-    demo.add_argument("--seeds", metavar="N", type=_positive, help="how many, default 5; quick: 2")
+    demo.add_argument("--seeds", metavar="N", type=count, help="how many, default 5; quick: 2")
     demo.add_argument(
         "--recipes", metavar="NAMES", help="with commas between them; fp32 is always among them"
     )
     demo.add_argument(
         "--jobs",
         metavar="N",
-        type=_positive,
+        type=count,
         default=1,
         help="processes side by side, each on one core, default 1; the figures stay the same",
     )
