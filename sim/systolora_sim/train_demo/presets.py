@@ -21,7 +21,7 @@ FULL = Settings(
     seeds=5,
     recipes=tuple(RECIPES),
     ablation=tuple(ABLATION),
-    ablation_seeds=1,
+    ablation_seeds=3,
 )
 
 QUICK = Settings(
