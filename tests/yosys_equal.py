@@ -12,12 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+from yosys_products import cut_products
+
 PROOF_SECONDS = 300
 
 
-def prove_designs(first: Path, second: Path, top: str) -> str:
-    """'equal', 'different' or 'undecided': two whole designs, flattened. Files: .il or .v."""
-    return _run("designs", first, second, top)["design"]
+def prove_designs(first: Path, second: Path, top: str, products: str = "whole") -> str:
+    """'equal', 'different' or 'undecided': two whole designs, flattened. Files: .il or .v.
+
+    `products`: "cut" cuts multipliers out of both (`yosys_products.py`), "sliced" cuts wide ones
+    of the first into slices that stay multipliers, "whole" leaves them as they are.
+    """
+    return _run("designs", first, second, top, products)["design"]
 
 
 def prove_modules(rtlil: Path, verilog: Path, top: str, modules: list[str]) -> dict[str, str]:
@@ -34,13 +40,15 @@ def _run(kind: str, first: Path, second: Path, top: str, *modules: str) -> dict[
         command = [sys.executable, __file__, kind, str(first), str(second), top, str(answer)]
         command += modules
         run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+        assert run.returncode == 0, (run.stdout + run.stderr)[-30000:]
         return json.loads(answer.read_text())
 
 
 def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: str) -> None:
     import pyosys
     from pyosys import libyosys
+
+    products = modules[0] if kind == "designs" else "whole"
 
     design = libyosys.Design()
     abc = Path(pyosys.__file__).parent / "yosys-abc"
@@ -55,6 +63,12 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         yosys(f"{reader} {file}", f"hierarchy -check -top {top}", "proc")
         if kind == "designs":
             yosys("flatten")
+            if products == "cut" or (products == "sliced" and file == first):
+                yosys("opt_clean", "opt_expr", "wreduce", "opt_clean", "write_json whole.json")
+                design_now = json.loads(Path("whole.json").read_text())
+                print(cut_products(design_now, top, keep=products == "sliced"))
+                Path("cut.json").write_text(json.dumps(design_now))
+                yosys("design -reset", "read_json cut.json", f"hierarchy -check -top {top}")
         else:
             # Parents first: an instance's ports must not have those of its own instances yet.
             for module in modules:
