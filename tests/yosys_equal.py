@@ -13,21 +13,30 @@ import tempfile
 from pathlib import Path
 
 from yosys_products import SLICE, Shapes, cut_products
+from yosys_registers import cut_registers
 
 PROOF_SECONDS = 300
 #: What goes before dprove, one after the other until it decides. Signals that correspond, also
 #: inside multipliers of one structure; then registers alone, harder: dprove gives up on the first
 #: hard pair, and then on all that rest on it.
 FIRST = ("scorr", "lcorr -C 100000")
+SEQUENTIAL = tuple(f"read_aiger miter.aig; strash; scleanup; {first}; dprove" for first in FIRST)
+#: Without registers: all pairs of signals, each until it is decided. The few hard ones in wide
+#: multipliers, upper carries that cannot be, take seconds, and all that rests on them nothing.
+COMBINATIONAL = ("&r miter.aig; &fraig -x; &cec -m",)
 
 
-def prove_designs(first: Path, second: Path, top: str, products: str = "whole") -> str:
+def prove_designs(
+    first: Path, second: Path, top: str, products: str = "whole", registers: str = "found"
+) -> str:
     """'equal', 'different' or 'undecided': two whole designs, flattened. Files: .il or .v.
 
     `products`: "cut" cuts multipliers out of both (`yosys_products.py`), "sliced" cuts those of
     the first into slices of 3 bits that stay multipliers, "whole" leaves them as they are.
+    `registers`: "named" matches them by name (`yosys_registers.py`), so that what differs in states
+    that are never reached is 'different' too; "found" leaves it to ABC.
     """
-    return _run("designs", first, second, top, products)["design"]
+    return _run("designs", first, second, top, products, registers)["design"]
 
 
 def prove_modules(rtlil: Path, verilog: Path, top: str, modules: list[str]) -> dict[str, str]:
@@ -52,7 +61,7 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
     import pyosys
     from pyosys import libyosys
 
-    products = modules[0] if kind == "designs" else "whole"
+    products, registers = modules if kind == "designs" else ("whole", "found")
 
     design = libyosys.Design()
     abc = Path(pyosys.__file__).parent / "yosys-abc"
@@ -89,11 +98,22 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         yosys("setundef -undriven -zero", "setundef -init -zero", "opt_clean", "dffunmap")
         yosys("opt_clean")
 
+    def match_registers() -> None:
+        """Cuts the registers out of both stashed designs."""
+        designs = []
+        for name in ("first", "second"):
+            yosys(f"design -load {name}", "write_json registers.json")
+            designs.append(json.loads(Path("registers.json").read_text()))
+        print(cut_registers(*(each["modules"][top] for each in designs)), "pairs of registers")
+        for name, each in zip(("first", "second"), designs, strict=True):
+            Path("registers.json").write_text(json.dumps(each))
+            yosys("design -reset", "read_json registers.json", "opt_clean")
+            yosys(f"design -stash {name}")
+
     def verdict() -> str:
         yosys("miter -equiv -flatten gold gate miter", "hierarchy -top miter", "techmap")
         yosys("aigmap", "setundef -anyseq", "write_aiger -zinit miter.aig")
-        for first in FIRST:
-            script = f"read_aiger miter.aig; strash; scleanup; {first}; dprove"
+        for script in COMBINATIONAL if registers == "named" else SEQUENTIAL:
             try:
                 text = subprocess.run(
                     [str(abc), "-c", script],
@@ -114,6 +134,8 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
     for name, file, unknown in (("first", first, "zero"), ("second", second, "anyseq")):
         prepare(file, unknown)
         yosys(f"design -stash {name}")
+    if registers == "named":
+        match_registers()
     verdicts = {}
     if products == "cut" and (not shapes[0] or shapes[0] != shapes[1]):
         # Products of other operands: nothing to match, and no proof of a difference
