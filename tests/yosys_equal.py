@@ -14,11 +14,10 @@ from pathlib import Path
 
 from yosys_products import SLICE, Shapes, cut_products
 
-PROOF_SECONDS = 300
-#: What goes before dprove, one after the other until it decides. Signals that correspond, also
-#: inside multipliers of one structure; then registers alone, harder: dprove gives up on the first
-#: hard pair, and then on all that rest on it.
-FIRST = ("scorr", "lcorr -C 100000")
+#: What goes before dprove, one after the other until it decides, and for how many seconds. Signals
+#: that correspond, also inside multipliers of one structure, quick where it works at all; then
+#: registers alone, harder: dprove gives up on the first hard pair, and then on all that rest on it.
+FIRST = {"scorr": 20, "lcorr -C 100000": 300}
 
 
 def prove_designs(first: Path, second: Path, top: str, products: str = "whole") -> str:
@@ -83,8 +82,9 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
             # Parents first: an instance's ports must not have those of its own instances yet.
             for module in modules:
                 yosys(f"expose -evert {module}/t:* {module}/t:$* %d")
-        # Both sides in their least widths, so that equal multipliers look equal.
-        yosys("opt_clean", "opt_expr", "wreduce", "opt_clean")
+            # Both sides in their least widths, so that equal multipliers look equal.
+            yosys("opt_clean", "opt_expr", "wreduce")
+        yosys("opt_clean")
         yosys("memory -nordff -nomap", f"setundef -{unknown}", "memory_map")
         yosys("setundef -undriven -zero", "setundef -init -zero", "opt_clean", "dffunmap")
         yosys("opt_clean")
@@ -92,14 +92,14 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
     def verdict() -> str:
         yosys("miter -equiv -flatten gold gate miter", "hierarchy -top miter", "techmap")
         yosys("aigmap", "setundef -anyseq", "write_aiger -zinit miter.aig")
-        for first in FIRST:
-            script = f"read_aiger miter.aig; strash; scleanup; {first}; dprove"
+        for opening, seconds in FIRST.items():
+            script = f"read_aiger miter.aig; strash; scleanup; {opening}; dprove"
             try:
                 text = subprocess.run(
                     [str(abc), "-c", script],
                     capture_output=True,
                     text=True,
-                    timeout=PROOF_SECONDS,
+                    timeout=seconds,
                     check=True,
                 ).stdout
             except subprocess.TimeoutExpired:
