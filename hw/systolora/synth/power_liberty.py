@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
+from systolora.synth.liberty import Library
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
 
-__all__ = ["internal_factor", "power_text", "reduced"]
+__all__ = ["corrected", "internal_factor", "power_text", "power_texts", "reduced"]
 
 _ENERGY = re.compile(r"\b(?:internal_power|leakage_power)\s*\(\s*\)\s*\{")
 _GROUND = re.compile(r"pg_pin\s*\(\s*\"?(\w+)\"?\s*\)\s*\{[^}]*primary_ground")
@@ -82,6 +83,25 @@ def reduced(text: str, names: Collection[str]) -> str:
             kept.append(text[position:start])
             position = end
     return "".join((*kept, text[position:]))
+
+
+def power_texts(library: Library, used: Collection[str]) -> tuple[str, ...]:
+    """The files of a library for OpenSTA: of the cells `used` and the driver, without what would
+    count twice. Timing of a netlist with these cells is that of the whole files."""
+    names = {library.driver.name, *used}
+    return tuple(power_text(reduced(text, names)) for text in library.texts)
+
+
+def corrected(values: Sequence[float], factor: float) -> dict[str, float]:
+    """W from what OpenSTA returns (internal, switching, leakage, total), as "internal_w",
+    "switching_w", "leakage_w", "total_w"; `factor` is that of `internal_factor`."""
+    internal, switching, leakage = values[0] / factor, values[1], values[2]
+    return {
+        "internal_w": internal,
+        "switching_w": switching,
+        "leakage_w": leakage,
+        "total_w": internal + switching + leakage,
+    }
 
 
 #: A buffer and a flip-flop without capacitance: 1 pJ for a rise, 3 pJ for a fall.
