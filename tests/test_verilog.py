@@ -69,7 +69,11 @@ def accelerator(config: AcceleratorConfig, directory: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "config",
-    [CONFIGS["tiny"], CONFIGS["default"], CONFIGS["tiny"].with_fields(channels=4)],
+    [
+        CONFIGS["tiny"],
+        CONFIGS["default"],
+        CONFIGS["tiny"].with_fields(channels=4, cols=8, segments=1),
+    ],
     ids=["tiny", "default", "channels"],
 )
 def test_lint_of_the_accelerator(config, tmp_path):
