@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .arguments import address, clock_period, integer, real, seed
 from .config import ACC_BANKS, PRESETS, AcceleratorConfig, ConfigError, from_toml, preset
 from .perf_command import add_perf, baselines, settle
 from .power_command import add_power
 from .replay_command import add_replay
-from .synth_command import add_synth, clock_period, synth
+from .synth_command import add_synth, synth
 from .train_command import add_train_demo, train_demo
 
 __all__ = ["main"]
@@ -129,23 +130,9 @@ def _line(message: str) -> str:
     return f"systolora: error: {' '.join(message.split())}\n"
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
-
-
 def _note(text: str) -> None:
     """Something the user should know that stops nothing."""
     sys.stderr.write(f"systolora: note: {text}\n")
-
-
-def _seed(text: str) -> int:
-    value = _integer(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: must not be negative")
-    return value
 
 
 def _window(text: str) -> tuple[int, int] | str:
@@ -168,15 +155,15 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     base.add_argument("--config", metavar="FILE", type=Path, help="TOML file with the fields")
     group.add_argument(
-        "--rows", metavar="N", type=_integer, help="rows of the array, a power of two, 4 to 256"
+        "--rows", metavar="N", type=integer, help="rows of the array, a power of two, 4 to 256"
     )
     group.add_argument(
-        "--cols", metavar="N", type=_integer, help="columns of the array, a power of two, 4 to 256"
+        "--cols", metavar="N", type=integer, help="columns of the array, a power of two, 4 to 256"
     )
     group.add_argument(
         "--segments",
         metavar="S",
-        type=_integer,
+        type=integer,
         help="places where a stationary tile enters: 1, 2, 4 or 8; it loads in rows/S cycles",
     )
     group.add_argument(
@@ -192,7 +179,7 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--acc-depth",
         metavar="N",
-        type=_integer,
+        type=integer,
         help="rows of the accumulator buffer, a power of two, at least 2 * rows",
     )
     for option, text in (
@@ -203,21 +190,7 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         ("wgt-bytes", "bytes of the stationary buffer, a power of two"),
         ("outstanding", "bursts that each memory engine may have under way, 2 to 256"),
     ):
-        group.add_argument(f"--{option}", metavar="N", type=_integer, help=text)
-
-
-def _address(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be an address, as 0x1000") from None
-
-
-def _real(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
+        group.add_argument(f"--{option}", metavar="N", type=integer, help=text)
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -230,13 +203,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--optimizer", metavar="NAME", choices=("sgd", "momentum", "lion"),
         help="sgd, momentum or lion",
     )  # fmt: skip
-    group.add_argument("--lr", metavar="X", type=_real, help="learning rate")
-    group.add_argument("--weight-decay", metavar="X", type=_real, help="decoupled, default 0")
-    group.add_argument("--steps", metavar="N", type=_integer, help="how many steps, default 1")
+    group.add_argument("--lr", metavar="X", type=real, help="learning rate")
+    group.add_argument("--weight-decay", metavar="X", type=real, help="decoupled, default 0")
+    group.add_argument("--steps", metavar="N", type=integer, help="how many steps, default 1")
     group.add_argument(
         "--micro-batches",
         metavar="M",
-        type=_integer,
+        type=integer,
         help="take each batch through the passes in M pieces, default 1; the results stay the same",
     )
     group.add_argument(
@@ -362,14 +335,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--stall-seed",
         metavar="N",
-        type=_seed,
+        type=seed,
         help="rtl: stall every channel of the buses at random, with this seed; the results stay "
         "the same",
     )
     run.add_argument(
         "--memory-latency",
         metavar="CYCLES",
-        type=_integer,
+        type=integer,
         help="rtl: from a read's address to its data, and from a write to its answer, default 40",
     )
     run.add_argument(
@@ -436,7 +409,7 @@ def _add_compile(commands: "argparse._SubParsersAction[_Parser]") -> None:
     compiler.add_argument(
         "--base",
         metavar="ADDRESS",
-        type=_address,
+        type=address,
         default=0,
         help="first address of the image, a multiple of 64, default 0",
     )
@@ -520,7 +493,7 @@ def _add_conversions(actions: "argparse._SubParsersAction[_Parser]") -> None:
             "-o", "--output", metavar="OUT.safetensors", type=Path, required=True
         )  # fmt: skip
         action.add_argument(
-            "--alpha", metavar="X", type=_real, help="alpha of layers whose file does not tell it"
+            "--alpha", metavar="X", type=real, help="alpha of layers whose file does not tell it"
         )
         made.append(action)
     imports, exports = made
