@@ -10,7 +10,7 @@ from systolora.synth.liberty import Library
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
 
-__all__ = ["corrected", "internal_factor", "power_text", "power_texts", "reduced"]
+__all__ = ["corrected", "internal_factor", "library_head", "power_text", "power_texts", "reduced"]
 
 _ENERGY = re.compile(r"\b(?:internal_power|leakage_power)\s*\(\s*\)\s*\{")
 _GROUND = re.compile(r"pg_pin\s*\(\s*\"?(\w+)\"?\s*\)\s*\{[^}]*primary_ground")
@@ -104,18 +104,26 @@ def corrected(values: Sequence[float], factor: float) -> dict[str, float]:
     }
 
 
-#: A buffer and a flip-flop without capacitance: 1 pJ for a rise, 3 pJ for a fall.
-_KNOWN = """library (known) {
+def library_head(name: str, volts: float) -> str:
+    """The beginning of a Liberty file of ns, pF and mA; `one` is its template of energies."""
+    return f"""library ({name}) {{
   delay_model : table_lookup; time_unit : "1ns"; voltage_unit : "1V"; current_unit : "1mA";
   capacitive_load_unit (1, pf); leakage_power_unit : "1nW"; pulling_resistance_unit : "1kohm";
   input_threshold_pct_rise : 50; input_threshold_pct_fall : 50;
   output_threshold_pct_rise : 50; output_threshold_pct_fall : 50;
   slew_lower_threshold_pct_rise : 20; slew_lower_threshold_pct_fall : 20;
   slew_upper_threshold_pct_rise : 80; slew_upper_threshold_pct_fall : 80;
-  nom_voltage : 1.0; nom_temperature : 25; nom_process : 1;
-  operating_conditions (typical) { process : 1; temperature : 25; voltage : 1.0; }
+  nom_voltage : {volts}; nom_temperature : 25; nom_process : 1;
+  operating_conditions (typical) {{ process : 1; temperature : 25; voltage : {volts}; }}
   default_operating_conditions : typical;
-  power_lut_template (one) { variable_1 : input_transition_time; index_1 ("0, 1"); }
+  power_lut_template (one) {{ variable_1 : input_transition_time; index_1 ("0, 1"); }}
+"""
+
+
+#: A buffer and a flip-flop without capacitance: 1 pJ for a rise, 3 pJ for a fall.
+_KNOWN = (
+    library_head("known", 1.0)
+    + """\
   cell (BUF) { area : 1;
     pin (A) { direction : input; capacitance : 0; }
     pin (Y) { direction : output; function : "A";
@@ -136,6 +144,7 @@ _KNOWN = """library (known) {
         rise_transition (scalar) { values ("0"); } fall_transition (scalar) { values ("0"); } } } }
 }
 """
+)
 _DESIGN = """module t (clk, a, y, q);
   input clk, a; output y, q;
   BUF b (.A(a), .Y(y));
