@@ -12,16 +12,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from yosys_products import cut_products
+from yosys_products import SLICE, Shapes, cut_products
 
 PROOF_SECONDS = 300
+#: What goes before dprove, one after the other until it decides. Signals that correspond, also
+#: inside multipliers of one structure; then registers alone, harder: dprove gives up on the first
+#: hard pair, and then on all that rest on it.
+FIRST = ("scorr", "lcorr -C 100000")
 
 
 def prove_designs(first: Path, second: Path, top: str, products: str = "whole") -> str:
     """'equal', 'different' or 'undecided': two whole designs, flattened. Files: .il or .v.
 
-    `products`: "cut" cuts multipliers out of both (`yosys_products.py`), "sliced" cuts wide ones
-    of the first into slices that stay multipliers, "whole" leaves them as they are.
+    `products`: "cut" cuts multipliers out of both (`yosys_products.py`), "sliced" cuts those of
+    the first into slices of 3 bits that stay multipliers, "whole" leaves them as they are.
     """
     return _run("designs", first, second, top, products)["design"]
 
@@ -40,7 +44,7 @@ def _run(kind: str, first: Path, second: Path, top: str, *modules: str) -> dict[
         command = [sys.executable, __file__, kind, str(first), str(second), top, str(answer)]
         command += modules
         run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, (run.stdout + run.stderr)[-30000:]
+        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
         return json.loads(answer.read_text())
 
 
@@ -57,6 +61,16 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         for command in commands:
             libyosys.run_pass(command, design)
 
+    shapes: list[list[Shapes]] = []
+
+    def cut(keep: bool) -> None:
+        """Cuts the multipliers of a flat design, or slices their operands."""
+        yosys("opt_clean", "opt_expr", "wreduce", "opt_clean", "write_json whole.json")
+        whole = json.loads(Path("whole.json").read_text())
+        shapes.append(cut_products(whole, top, slice_bits=3 if keep else SLICE, keep=keep))
+        Path("cut.json").write_text(json.dumps(whole))
+        yosys("design -reset", "read_json cut.json", f"hierarchy -check -top {top}")
+
     def prepare(file: str, unknown: str) -> None:
         """Reads a design and resolves its memories and unknowns."""
         reader = "read_rtlil" if file.endswith(".il") else "read_verilog"
@@ -64,18 +78,13 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         if kind == "designs":
             yosys("flatten")
             if products == "cut" or (products == "sliced" and file == first):
-                yosys("opt_clean", "opt_expr", "wreduce", "opt_clean", "write_json whole.json")
-                design_now = json.loads(Path("whole.json").read_text())
-                print(cut_products(design_now, top, keep=products == "sliced"))
-                Path("cut.json").write_text(json.dumps(design_now))
-                yosys("design -reset", "read_json cut.json", f"hierarchy -check -top {top}")
+                cut(keep=products == "sliced")
         else:
             # Parents first: an instance's ports must not have those of its own instances yet.
             for module in modules:
                 yosys(f"expose -evert {module}/t:* {module}/t:$* %d")
-            # Both sides in their least widths, so that equal multipliers look equal.
-            yosys("opt_clean", "opt_expr", "wreduce")
-        yosys("opt_clean")
+        # Both sides in their least widths, so that equal multipliers look equal.
+        yosys("opt_clean", "opt_expr", "wreduce", "opt_clean")
         yosys("memory -nordff -nomap", f"setundef -{unknown}", "memory_map")
         yosys("setundef -undriven -zero", "setundef -init -zero", "opt_clean", "dffunmap")
         yosys("opt_clean")
@@ -83,30 +92,35 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
     def verdict() -> str:
         yosys("miter -equiv -flatten gold gate miter", "hierarchy -top miter", "techmap")
         yosys("aigmap", "setundef -anyseq", "write_aiger -zinit miter.aig")
-        # Registers that correspond first: dprove gives up on the first hard pair, and then on all
-        # that rest on it.
-        script = "read_aiger miter.aig; strash; scleanup; lcorr -C 100000; dprove"
-        try:
-            text = subprocess.run(
-                [str(abc), "-c", script],
-                capture_output=True,
-                text=True,
-                timeout=PROOF_SECONDS,
-                check=True,
-            ).stdout
-        except subprocess.TimeoutExpired:
-            return "undecided"
-        print(text)
-        if "Networks are equivalent" in text or "UNSATISFIABLE" in text:
-            return "equal"
-        if "NOT EQUIVALENT" in text or "SATISFIABLE" in text or "was asserted" in text:
-            return "different"
+        for first in FIRST:
+            script = f"read_aiger miter.aig; strash; scleanup; {first}; dprove"
+            try:
+                text = subprocess.run(
+                    [str(abc), "-c", script],
+                    capture_output=True,
+                    text=True,
+                    timeout=PROOF_SECONDS,
+                    check=True,
+                ).stdout
+            except subprocess.TimeoutExpired:
+                continue
+            print(text)
+            if "Networks are equivalent" in text or "UNSATISFIABLE" in text:
+                return "equal"
+            if "NOT EQUIVALENT" in text or "SATISFIABLE" in text or "was asserted" in text:
+                return "different"
         return "undecided"
 
     for name, file, unknown in (("first", first, "zero"), ("second", second, "anyseq")):
         prepare(file, unknown)
         yosys(f"design -stash {name}")
     verdicts = {}
+    if products == "cut" and (not shapes[0] or shapes[0] != shapes[1]):
+        # Products of other operands: nothing to match, and no proof of a difference
+        print(*shapes, sep="\n")
+        verdicts["design"] = "undecided"
+        Path(answer).write_text(json.dumps(verdicts))
+        return
     labels = {"design": top} if kind == "designs" else {module: module for module in modules}
     for label, module in labels.items():
         yosys("design -reset", f"design -copy-from first -as gold {module}")
