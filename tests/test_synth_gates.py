@@ -66,6 +66,7 @@ def proof(
     directory: Path,
     *faults: tuple[str, str],
     products: str = "whole",
+    registers: str = "found",
     **parameters: bool,
 ) -> str:
     """The verdict on a unit of a configuration and its netlist, with faults put into that."""
@@ -74,14 +75,15 @@ def proof(
         wgt_bytes=1 << 12, outstanding=8, **{"int16": False, **parameters},
     )  # fmt: skip
     design = generate(config, unit)
-    netlist = gates(design.verilog, design.top, technology(name), find_yosys(), workspace())
+    mapped = technology(name), find_yosys(), workspace(), registers == "named"
+    netlist = gates(design.verilog, design.top, *mapped)
     for pattern, replacement in faults:
         netlist, number = re.subn(pattern, replacement, netlist, count=1)
         assert number == 1, pattern
     first, second = directory / "rtl.v", directory / "gates.v"
     first.write_text(design.verilog, encoding="utf-8")
     second.write_text(netlist, encoding="utf-8")
-    return prove_designs(first, second, design.top, products)
+    return prove_designs(first, second, design.top, products, registers)
 
 
 @pytest.mark.parametrize("name", TECHNOLOGIES)
@@ -104,6 +106,14 @@ def test_the_netlist_of_a_lane_is_equivalent(parameters, tmp_path):
     assert proof("ecp5-85k", "post_lane", tmp_path, products="cut", **parameters) == "equal"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", [{"int16": False}, {"int16": True}])
+@pytest.mark.parametrize("name", ["ihp-sg13g2", "asap7"])
+def test_the_gates_of_a_lane_are_equivalent(name, parameters, tmp_path):
+    """Its multiplier of standard cells is in the proof; its registers are matched by name."""
+    assert proof(name, "post_lane", tmp_path, registers="named", **parameters) == "equal"
+
+
 #: In the netlist of a lane: an adder of slices, the operand and the shape of a multiplier, the
 #: registers of a product and of what is rounded.
 FAULTS = {
@@ -123,6 +133,22 @@ def test_a_fault_in_a_lane_is_found(fault, tmp_path):
     found = proof("ecp5-85k", "post_lane", tmp_path, FAULTS[fault], products="cut")
     # A product of other operands matches none: that is no proof, of neither
     assert found == ("undecided" if fault == "multiplier" else "different")
+
+
+#: In the standard cells of a scale unit: a gate of an adder, an operand of a multiplier (of the
+#: product of two bits one is left), a register.
+CELL_FAULTS = {
+    "adder": (r" \^ ", " | "),
+    "operand": (r"(assign \S+ = \S+\.IQ) +& \S+\.IQ ;", r"\1 ;"),
+    "register": (r"(\.IQ +<= )", r"\1~ "),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *CELL_FAULTS])
+def test_registers_by_name(fault, tmp_path):
+    faults = [CELL_FAULTS[fault]] if fault else []
+    found = proof("ihp-sg13g2", "scale_unit", tmp_path, *faults, registers="named")
+    assert found == ("different" if fault else "equal")
 
 
 @pytest.mark.parametrize("unit", ["pe", "scale_unit"])

@@ -16,7 +16,7 @@ __all__ = ["AccumulatorLane", "BankControl", "one_bank"]
 PATHS = ("sum", "drain")
 
 
-def one_bank(strobe: Value, bank: Value) -> Value:
+def one_bank(strobe: Value, bank: Value):
     """A bit per bank: `strobe` at `bank`, else 0.
 
     No shift: Verilog's shift of a 0 by an undefined amount is undefined, and `bank` may come from
