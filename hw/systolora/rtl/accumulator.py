@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -19,10 +19,10 @@ PATHS = ("sum", "drain")
 def one_bank(strobe: Value, bank: Value):
     """A bit per bank: `strobe` at `bank`, else 0.
 
-    No shift: Verilog's shift of a 0 by an undefined amount is undefined, and `bank` may come from
-    registers without a reset.
+    `strobe` is not what is shifted: Verilog's shift of a 0 by an undefined amount is undefined, and
+    `bank` may come from registers without a reset.
     """
-    return Cat(strobe & (bank == index) for index in range(ACC_BANKS))
+    return Mux(strobe, (Const(1) << bank)[:ACC_BANKS], 0)
 
 
 def BankControl(bank_bits: int) -> data.StructLayout:
