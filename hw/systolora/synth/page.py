@@ -12,6 +12,7 @@ from typing import Any
 
 from systolora.synth.history import Run
 from systolora.synth.regression import FREQUENCY, Figure, figures, is_worse
+from systolora.synth.report import untimed
 from systolora.synth.targets import TARGETS
 
 __all__ = ["html"]
@@ -127,6 +128,8 @@ def _fpga(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figur
     parts.append(
         _table("Area and frequency", ["unit", *counts, "MHz, median", "MHz by seed"], rows)
     )
+    left = [f"{e['unit']}: {untimed(e['untimed'])}" for e in entries if e.get("untimed")]
+    parts += [f"<p>{escape(line)}</p>" for line in left]
     if shares:
         parts.append(_table("Area per PE", ["unit", *counts], shares))
     if known is not None and known.capacity:
