@@ -11,7 +11,7 @@ be the longest.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from systolora.synth.tools import SynthError
@@ -37,6 +37,8 @@ class HarnessCells:
     constants : types of the cells that drive nets with 0 and 1, where there are such
     buffers : types of the buffers of an input and of an output pin (I, O), None where nextpnr
         makes them itself
+    pins : nextpnr's names of the places of those buffers, by port: `clk`, `harness_clk`,
+        `harness_in`, `harness_out`
     """
 
     register: tuple[str, str, str, str]
@@ -45,6 +47,7 @@ class HarnessCells:
     lut_init: str
     constants: frozenset[str] = frozenset()
     buffers: tuple[str, str] | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,14 @@ class _Module:
         inputs: Mapping[str, int | str],
         outputs: Mapping[str, int],
         parameters: Mapping[str, str] | None = None,
+        place: str = "",
     ) -> None:
-        """A new cell."""
+        """A new cell, where `place` says if it does."""
         self.module["cells"][name] = {
             "hide_name": 0,
             "type": kind,
             "parameters": dict(parameters or {}),
-            "attributes": {},
+            "attributes": {"BEL": place} if place else {},
             "port_directions": dict.fromkeys(inputs, "input") | dict.fromkeys(outputs, "output"),
             "connections": {pin: [bit] for pin, bit in (*inputs.items(), *outputs.items())},
         }
@@ -117,18 +121,18 @@ class _Module:
     def input_pin(self, name: str, bit: int) -> None:
         """A port that drives the net, through a buffer if the family needs one."""
         if self.kinds.buffers is not None:
-            name = f"{PREFIX}pin_{name}"
+            place, name = self.kinds.pins[name], f"{PREFIX}pin_{name}"
             pin = self.net(name)
-            self.cell(f"{name}_buffer", self.kinds.buffers[0], {"I": pin}, {"O": bit})
+            self.cell(f"{name}_buffer", self.kinds.buffers[0], {"I": pin}, {"O": bit}, place=place)
             bit = pin
         self.module["ports"][name] = {"direction": "input", "bits": [bit]}
 
     def output_pin(self, name: str, bit: int) -> None:
         """A port that the net drives."""
         if self.kinds.buffers is not None:
-            name = f"{PREFIX}pin_{name}"
+            place, name = self.kinds.pins[name], f"{PREFIX}pin_{name}"
             pin = self.net(name)
-            self.cell(f"{name}_buffer", self.kinds.buffers[1], {"I": bit}, {"O": pin})
+            self.cell(f"{name}_buffer", self.kinds.buffers[1], {"I": bit}, {"O": pin}, place=place)
             bit = pin
         self.module["ports"][name] = {"direction": "output", "bits": [bit]}
 

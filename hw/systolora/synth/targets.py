@@ -170,6 +170,13 @@ TARGETS: dict[str, Target] = {
                     lut_init="INIT",
                     constants=frozenset({"GND", "VCC"}),
                     buffers=("IBUF", "OBUF"),
+                    # IOT27A, IOT30A (global clocks), IOT18B, IOT20B: nextpnr chooses no pins
+                    pins={
+                        "clk": "X26Y0/IOBA",
+                        "harness_clk": "X29Y0/IOBA",
+                        "harness_in": "X17Y0/IOBB",
+                        "harness_out": "X19Y0/IOBB",
+                    },
                 ),
                 # Its database has no delays of them (gowin_arch_gen.py, create_timing_info)
                 untimed=frozenset(
