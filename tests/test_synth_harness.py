@@ -267,7 +267,13 @@ def routed(goal: str, unit: str, file: Path, *arguments: str) -> dict:
     return json.loads(file.read_text())["fpga"][goal][0]
 
 
-@pytest.mark.parametrize("goal", HARNESSED)
+@pytest.mark.parametrize(
+    "goal",
+    [
+        pytest.param(goal, marks=pytest.mark.slow if goal.endswith("-nodsp") else ())
+        for goal in HARNESSED
+    ],
+)
 def test_a_pe_placed_and_routed(goal, tmp_path, capsys):
     """A frequency from paths within the PE, and the area that it has without the harness."""
     entry = routed(goal, "pe", tmp_path / "timed.json", "--seeds", "1")
