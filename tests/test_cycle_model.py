@@ -50,6 +50,14 @@ def check_equal(name: str, case: Case, latency: int) -> None:
     assert timing.counters == run.counters
 
 
+def ended(config: AcceleratorConfig, builder: ProgramBuilder) -> Case:
+    """The program, with END, on a memory of zeros."""
+    builder.control(Action.END)
+    image = np.zeros(SIZE, np.uint8)
+    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
+    return blank.with_program(builder.parts)
+
+
 def passes(fields: dict[str, int]) -> int:
     """Of an EXEC."""
     return fields["repeat"] * (1 + fields["act_wide"]) * (1 + fields["wgt_wide"])
@@ -121,10 +129,7 @@ def tile_case(name: str, seed: int, count: int) -> Case:
             acc_base=int(rng.integers(0, 4)) * config.bank_depth,
             fence=int(rng.random() < 0.15),
         )
-    builder.control(Action.END)
-    image = np.zeros(SIZE, np.uint8)
-    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
-    return blank.with_program(builder.parts)
+    return ended(config, builder)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -153,10 +158,7 @@ def stream_case(name: str, rows: int, source: Source) -> Case:
             out_address=BASE + HALF + 0x4000 * number,
             out_stride=config.beat_bytes,
         )
-    builder.control(Action.END)
-    image = np.zeros(SIZE, np.uint8)
-    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
-    return blank.with_program(builder.parts)
+    return ended(config, builder)
 
 
 @pytest.mark.parametrize("source", list(Source))
@@ -197,10 +199,7 @@ def mixed_case(name: str, seed: int) -> Case:
                 in_address=BASE + 0x6000,
                 in_stride=2 * max(bus, 4 * config.cols),
             )
-    builder.control(Action.END)
-    image = np.zeros(SIZE, np.uint8)
-    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
-    return blank.with_program(builder.parts)
+    return ended(config, builder)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -265,10 +264,7 @@ def rows_case(name: str, seed: int) -> Case:
             builder.post(
                 Opcode.ROWS, wait_exec=int(number == 0), rows=count, cols=config.cols, **fields
             )
-    builder.control(Action.END)
-    image = np.zeros(SIZE, np.uint8)
-    blank = Case(config, image, BASE, 1, (BASE, BASE + SIZE), (BASE + HALF, BASE + SIZE))
-    return blank.with_program(builder.parts)
+    return ended(config, builder)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

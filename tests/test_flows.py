@@ -138,6 +138,58 @@ def test_simulation(name, packages, tmp_path):
     assert re.search(r"systolora_soc: passed after \d+ cycles", run.stdout)
 
 
+#: A clock, and what the example says, in Verilog.
+BENCH = """module bench;
+  reg clk = 0, rst_n = 0;
+  wire done, failed;
+  wire [31:0] cycles;
+  systolora_soc soc(.clk(clk), .rst_n(rst_n), .done(done), .failed(failed), .cycles(cycles));
+  always #5 clk = ~clk;
+  initial begin
+    #83 rst_n = 1;
+    wait (done === 1'b1);
+    $display("failed=%b after %0d cycles", failed, cycles);
+    $finish;
+  end
+  initial begin
+    #20000 $display("no end");  // 2000 cycles
+    $finish;
+  end
+endmodule
+"""
+
+
+def icarus(directory: Path, scratch: Path) -> str:
+    """What the example system says under Icarus, where all registers begin undefined."""
+    if shutil.which("iverilog") is None:
+        pytest.skip("needs Icarus Verilog (Debian: iverilog)")
+    bench = scratch / "bench.v"
+    bench.write_text(BENCH)
+    files = map(str, sorted(directory.glob("*.v")))
+    build = ["iverilog", "-g2005", "-s", "bench", "-o", "sim.vvp", str(bench), *files]
+    for command in (build, ["vvp", "-n", "sim.vvp"]):
+        run = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    return run.stdout
+
+
+def test_simulation_with_undefined_registers(package, tmp_path):
+    """Nothing that was undefined at the beginning gets into what the program does."""
+    assert re.search(r"failed=0 after \d{2,3} cycles", icarus(package[1], tmp_path))
+
+
+def test_simulation_with_undefined_registers_would_fail(packages, tmp_path):
+    """Without the reset of a counter of tiles in flight."""
+    faulty = tmp_path / "faulty"
+    shutil.copytree(packages["tiny"][0], faulty)
+    file = faulty / "systolora_top.v"
+    text = re.sub(r"reg (\[\d+:0\] flying_0) = \S+;", r"reg \1;", file.read_text())
+    text, found = re.subn(r"if \(rst\) flying_0 <= \S+\s+else ", "", text)
+    assert found == 1
+    file.write_text(text)
+    assert icarus(faulty, tmp_path) == "no end\n"
+
+
 @pytest.mark.slow
 def test_simulation_would_fail(packages, tmp_path):
     """One bit of the results otherwise than expected."""

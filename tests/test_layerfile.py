@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from file_changes import Change, Tensors, drop, put, say
 from systolora_sim import calibrate, layerfile
 from systolora_sim.examples import SD15_FILE, SD15_SEED, sd15_layer, write_sd15_layer
 from systolora_sim.golden import run_layer
@@ -31,9 +31,6 @@ SEED = 97
 N, D, K, R = 4, 6, 5, 2
 SHAPES = {"x": (N, D), "weight": (K, D), "lora_A": (R, D), "lora_B": (K, R), "dy": (N, K)}
 EXAMPLE = Path(__file__).parent.parent / "examples" / SD15_FILE
-
-Tensors = dict[str, np.ndarray]
-Change = Callable[[Tensors, dict[str, str]], Any]
 
 
 def integer_file(dtype: Any = np.int8) -> Tensors:
@@ -218,18 +215,6 @@ def test_frozen_layers_load(tmp_path):
 
 
 # Refusing -------------------------------------------------------------------------------------
-
-
-def put(name: str, value: Any) -> Change:
-    return lambda tensors, _: tensors.update({name: np.asarray(value)})
-
-
-def drop(name: str) -> Change:
-    return lambda tensors, _: tensors.pop(name)
-
-
-def say(key: str, value: str) -> Change:
-    return lambda _, metadata: metadata.update({key: value})
 
 
 def both(*changes: Change) -> Change:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import big_integers as ref
+from file_changes import Tensors, drop, put, say
 from systolora.cli import main
 from systolora_sim import calibrate
 from systolora_sim.golden import run_layer
@@ -25,8 +25,6 @@ from systolora_sim.productfile import is_product, load_product, write_product
 SEED = 1213
 M, K, N = 5, 7, 3
 S_A, S_B = Scale(40000, -6), Scale(50001, -9)
-
-Tensors = dict[str, np.ndarray]
 
 
 def shapes(kind: str, m: int = M, k: int = K, n: int = N) -> dict[str, tuple[int, int]]:
@@ -309,21 +307,6 @@ def test_a_product_cannot_be_trained(tmp_path, capsys):
 
 
 # Refusing -------------------------------------------------------------------------------------
-
-Change = Callable[[Tensors, dict[str, str]], Any]
-
-
-def put(name: str, value: Any) -> Change:
-    return lambda tensors, _: tensors.update({name: np.asarray(value)})
-
-
-def drop(name: str) -> Change:
-    return lambda tensors, _: tensors.pop(name)
-
-
-def say(key: str, value: str) -> Change:
-    return lambda _, metadata: metadata.update({key: value})
-
 
 i32 = np.int32
 

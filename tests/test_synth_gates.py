@@ -1,6 +1,7 @@
 """Gates that compute: netlists of the array run the Core's benches, and units are proven equal."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -59,31 +60,120 @@ def test_gates_of_the_array_run_the_bench(name, tmp_path):
         assert_same(run_program(config, program, verilog, seed, cache=CACHE), expected)
 
 
-def proof(name: str, unit: str, directory: Path, fault: tuple[str, str] | None = None) -> str:
-    """The verdict on a unit of an int8 configuration and its netlist, with a fault put into it."""
+def proof(
+    name: str,
+    unit: str,
+    directory: Path,
+    *faults: tuple[str, str],
+    products: str = "whole",
+    registers: str = "found",
+    **parameters: bool,
+) -> str:
+    """The verdict on a unit of a configuration and its netlist, with faults put into that."""
     config = AcceleratorConfig(
-        rows=4, cols=4, segments=1, int16=False, acc_depth=64,
-        bus_bits=64, act_bytes=1 << 13, wgt_bytes=1 << 12, outstanding=8,
+        rows=4, cols=4, segments=1, acc_depth=64, bus_bits=64, act_bytes=1 << 13,
+        wgt_bytes=1 << 12, outstanding=8, **{"int16": False, **parameters},
     )  # fmt: skip
     design = generate(config, unit)
-    netlist = gates(design.verilog, design.top, technology(name), find_yosys(), workspace())
-    if fault is not None:
-        assert fault[0] in netlist
-        netlist = netlist.replace(*fault, 1)
+    mapped = technology(name), find_yosys(), workspace(), registers == "named"
+    netlist = gates(design.verilog, design.top, *mapped)
+    for pattern, replacement in faults:
+        netlist, number = re.subn(pattern, replacement, netlist, count=1)
+        assert number == 1, pattern
     first, second = directory / "rtl.v", directory / "gates.v"
     first.write_text(design.verilog, encoding="utf-8")
     second.write_text(netlist, encoding="utf-8")
-    return prove_designs(first, second, design.top)
+    return prove_designs(first, second, design.top, products, registers)
 
 
 @pytest.mark.parametrize("name", TECHNOLOGIES)
-def test_the_netlist_of_a_pe_is_equivalent(name, tmp_path):
-    assert proof(name, "pe", tmp_path) == "equal"
+@pytest.mark.parametrize("unit", ["pe", "scale_unit"])
+def test_the_netlist_is_equivalent(name, unit, tmp_path):
+    products = "cut" if (name, unit) == ("ecp5-85k", "scale_unit") else "whole"
+    assert proof(name, unit, tmp_path, products=products) == "equal"
 
 
-def test_a_wrong_gate_is_found(tmp_path):
+LANES = (
+    {"int16": False},
+    pytest.param({"int16": True}, marks=pytest.mark.slow),
+    pytest.param({"int16": True, "fused_quantize": True}, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("parameters", LANES)
+def test_the_netlist_of_a_lane_is_equivalent(parameters, tmp_path):
+    """Its products of 32 or 48 by 16 bits are cut out, in the slices that ECP5 multiplies."""
+    assert proof("ecp5-85k", "post_lane", tmp_path, products="cut", **parameters) == "equal"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameters", [{"int16": False}, {"int16": True}])
+@pytest.mark.parametrize("name", ["ihp-sg13g2", "asap7"])
+def test_the_gates_of_a_lane_are_equivalent(name, parameters, tmp_path):
+    """Its multiplier of standard cells is in the proof; its registers are matched by name."""
+    assert proof(name, "post_lane", tmp_path, registers="named", **parameters) == "equal"
+
+
+#: In the netlist of a lane: an adder of slices, the operand and the shape of a multiplier, the
+#: registers of a product and of what is rounded.
+FAULTS = {
+    "adder": (r"(DI_CCU2C_S0\.S1  = .*) \^ ", r"\1 | "),
+    "operand": (r"(value_TRELLIS_FF_Q_3)\.Q (.*\* rescale\[15:0\])", r"\1.DI \2"),
+    "multiplier": (r"\* rescale\[15:0\]", r"* rescale[14:0]"),
+    "product": (r"(rescale_1\.product_TRELLIS_FF_Q_5\.Q  <= )", r"\1 ~ "),
+    "rounded": (r"(rescale_1\.rounded_TRELLIS_FF_Q_3\.Q  <= )", r"\1 ~ "),
+}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [name if name == "adder" else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS],
+)
+def test_a_fault_in_a_lane_is_found(fault, tmp_path):
+    found = proof("ecp5-85k", "post_lane", tmp_path, FAULTS[fault], products="cut")
+    # A product of other operands matches none: that is no proof, of neither
+    assert found == ("undecided" if fault == "multiplier" else "different")
+
+
+#: In the standard cells of a scale unit: a gate of an adder, an operand of a multiplier (of the
+#: product of two bits one is left), a register.
+CELL_FAULTS = {
+    "adder": (r" \^ ", " | "),
+    "operand": (r"(assign \S+ = \S+\.IQ) +& \S+\.IQ ;", r"\1 ;"),
+    "register": (r"(\.IQ +<= )", r"\1~ "),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *CELL_FAULTS])
+def test_registers_by_name(fault, tmp_path):
+    faults = [CELL_FAULTS[fault]] if fault else []
+    found = proof("ihp-sg13g2", "scale_unit", tmp_path, *faults, registers="named")
+    assert found == ("different" if fault else "equal")
+
+
+@pytest.mark.parametrize("unit", ["pe", "scale_unit"])
+def test_a_wrong_gate_is_found(unit, tmp_path):
     """The proof must be able to fail: an exclusive or becomes an or."""
-    assert proof("ecp5-85k", "pe", tmp_path, (" ^ ", " | ")) == "different"
+    fault = (r" \^ ", " | ")
+    assert proof("ecp5-85k", unit, tmp_path, fault, products="cut") == "different"
+
+
+WIDTHS = [(7, 5), (3, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("signed", ["", "signed"])
+@pytest.mark.parametrize(("a", "b"), WIDTHS)
+def test_slices_make_the_product(a, b, signed, tmp_path):
+    """What cutting rests on: slices times the other operand, shifted, are the whole product."""
+    operands = f"input {signed} [{a - 1}:0] a, input {signed} [{b - 1}:0] b"
+    text = (
+        f"module m({operands}, output {signed} [{{}}:0] y);\n  assign y = a * b{{}};\nendmodule\n"
+    )
+    whole, wrong = tmp_path / "whole.v", tmp_path / "wrong.v"
+    whole.write_text(text.format(a + b - 1, ""), encoding="utf-8")
+    wrong.write_text(text.format(a + b - 1, " + (b == 3)"), encoding="utf-8")
+    assert prove_designs(whole, whole, "m", "sliced") == "equal"
+    assert prove_designs(whole, wrong, "m", "sliced") == "different"
 
 
 def test_what_has_no_models():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from systolora.cli import main
-from systolora.synth import mac_energy
+from systolora.synth import flow, mac_energy
 from systolora.synth.activity import LANES, simulate
-from systolora.synth.asic import map_to_cells
+from systolora.synth.asic import map_to_cells, time_cells
 from systolora.synth.designs import Design
 from systolora.synth.mac_energy import EnergyOptions, measure, text
 from systolora.synth.netlist import read_netlist
@@ -24,6 +24,11 @@ from systolora_sim.runner import BUILD_DIR
 from tiny_library import LIBERTY, tiny_library
 
 needs_sta = pytest.mark.skipif(shutil.which("sta") is None, reason="OpenSTA is not installed")
+
+
+TOGGLE = """module t(input clk, input a, output y, output r);
+  reg q; assign y = a & q; assign r = q;
+  always @(posedge clk) q <= ~q; endmodule"""
 
 
 def workspace() -> Workspace:
@@ -68,10 +73,7 @@ def test_power_by_hand(tmp_path):
     library, yosys, sta = tiny_library(tmp_path), find_yosys(), find_sta()
     space = workspace()
     assert 0.9 < internal_factor(sta, space) < 2.1
-    verilog = """module t(input clk, input a, output y, output r);
-      reg q; assign y = a & q; assign r = q;
-      always @(posedge clk) q <= ~q; endmodule"""
-    _, place = map_to_cells(Design("t", "t", verilog, 0), library, 10, yosys, space)
+    _, place = map_to_cells(Design("t", "t", TOGGLE, 0), library, 10, yosys, space)
     netlist = read_netlist(place, "t", library, yosys, space)
     kinds = sorted(cell.kind for cell in netlist.cells)
     assert "DFF" in kinds and "AND2" in kinds
@@ -86,6 +88,39 @@ def test_power_by_hand(tmp_path):
                 for cell in netlist.cells for pin, pin_net in cell.pins.items())  # fmt: skip
     expected = loads * 0.5 * 2e-15 * 4 * 1e8
     assert found["registers"]["switching_w"] == pytest.approx(expected, rel=0.02)
+
+
+@needs_sta
+def test_power_of_a_report_by_hand(tmp_path):
+    """Of the one flip-flop's clock pin: 4 pJ a cycle, once; the loads of 2 fF take under 1%."""
+    library, yosys, sta = tiny_library(tmp_path), find_yosys(), find_sta()
+    space = workspace()
+    design = Design("t", "t", TOGGLE, 0)
+    entry, place = map_to_cells(design, library, 10, yosys, space)
+    factor = internal_factor(sta, space)
+    found = time_cells(design, library, 10, place, entry["cells"], factor, sta, space)
+    assert found["power_w"] == pytest.approx(4e-12 * 1e8, rel=0.01)
+    # Two arcs of 0.01 ns: through the flip-flop, and one gate at least
+    assert 0.015 < 10 - found["slack_ns"] < 0.05
+
+
+@needs_sta
+def test_an_opensta_of_unknown_energies(tmp_path, monkeypatch, capsys):
+    """Timing is reported all the same, power is not."""
+
+    def unknown(sta, workspace):
+        raise SynthError("sta: its power of known energies is (1, 2) times theirs")
+
+    monkeypatch.setattr(flow, "internal_factor", unknown)
+    file = tmp_path / "tiny.lib"
+    file.write_text(LIBERTY, encoding="utf-8")
+    command = ["synth", "-q", "--liberty", str(file), "--unit", "multiplier", "--preset", "tiny"]
+    assert main([*command, "--build-dir", str(BUILD_DIR)]) == 0
+    said = capsys.readouterr()
+    assert said.err.strip() == "no power in the report: sta: its power of known energies is "\
+        "(1, 2) times theirs"  # fmt: skip
+    (row,) = [line.split() for line in said.out.splitlines() if line.startswith("multiplier")]
+    assert float(row[-1]) > 1 and "." not in row[-1]
 
 
 @needs_sta

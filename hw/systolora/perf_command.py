@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .arguments import integer
 from .config import ConfigError
 
 __all__ = ["add_perf", "baselines", "settle"]
@@ -49,13 +50,6 @@ def _chart(text: str) -> tuple[str, Path]:
     return kind, Path(file)
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer") from None
-
-
 def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentParser":
     """Adds the command, without the options of a configuration."""
     perf = commands.add_parser(
@@ -78,9 +72,9 @@ def add_perf(commands: "argparse._SubParsersAction[Any]") -> "argparse.ArgumentP
         ("text-rows", "N", "of a file of adapters: rows of what reads text, default as the others"),
     )
     for option, metavar, words in numbers:
-        perf.add_argument(f"--{option}", metavar=metavar, type=_integer, help=words)
+        perf.add_argument(f"--{option}", metavar=metavar, type=integer, help=words)
     perf.add_argument(
-        "--bits", type=_integer, choices=(8, 16), default=8, help="of operands, default 8"
+        "--bits", type=integer, choices=(8, 16), default=8, help="of operands, default 8"
     )
     perf.add_argument(
         "--optimizer",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .synth_command import clock_period
+from .arguments import clock_period
 
 __all__ = ["add_power", "power"]
 

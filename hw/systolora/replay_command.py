@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_replay", "count"]
+from .arguments import count
+
+__all__ = ["add_replay"]
 
 _DESCRIPTION = """\
 Runs recorded layer calls again and compares every bit with what was recorded. A record is a layer
@@ -16,17 +18,6 @@ _EXAMPLE = """\
 examples:
   systolora replay records --backend machine
   systolora replay records/00000007-blocks.0.to_k.safetensors --backend rtl --preset tiny"""
-
-
-def count(text: str) -> int:
-    """An option's number from 1 on."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 on")
-    return value
 
 
 def add_replay(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from .arguments import clock_period, count
 from .config import AcceleratorConfig
 
-__all__ = ["add_synth", "clock_period", "synth"]
+__all__ = ["add_synth", "synth"]
 
 _DESCRIPTION = """\
 Takes the accelerator, or a unit of it, through Yosys and nextpnr to an FPGA, or through Yosys and
@@ -31,30 +31,6 @@ examples:
       all units on all targets, area alone
   systolora synth --target ecp5-85k --history runs.jsonl --html synth.html
       a page with the figures of earlier runs beside these"""
-
-
-def _number(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 1 on")
-    return value
-
-
-def clock_period(text: str) -> float:
-    """The period in ns of a frequency given as 500MHz or 1.2GHz."""
-    match = re.fullmatch(r"([0-9.]+)\s*([MG])Hz", text)
-    try:
-        megahertz = float(match[1]) * {"M": 1, "G": 1000}[match[2]] if match else 0.0
-    except ValueError:
-        megahertz = 0.0
-    if not 1 <= megahertz <= 100_000:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be a frequency from 1MHz to 100GHz, as 500MHz"
-        )
-    return 1000 / megahertz
 
 
 def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentParser:
@@ -98,9 +74,7 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
         "pe_top_edge, pe_ws, pe_ws_top_edge, pe_os, or all; "
         "default pe,array,edge on FPGAs, all but edge, core and top with --liberty alone",
     )
-    synth.add_argument(
-        "--seeds", metavar="N", type=_number, default=5, help="of nextpnr, default 5"
-    )
+    synth.add_argument("--seeds", metavar="N", type=count, default=5, help="of nextpnr, default 5")
     synth.add_argument(
         "--pnr",
         metavar="NAMES",

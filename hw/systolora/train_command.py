@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .arguments import count
 from .config import ConfigError
-from .replay_command import count
 
 __all__ = ["add_train_demo", "train_demo"]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from systolora_sim.energy_steps import ARRAYS
+from systolora_sim.markdown import table
 
 __all__ = ["render"]
 
@@ -82,12 +83,6 @@ _ASSUMPTIONS = (
 )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    line = "| " + " | ".join(header) + " |"
-    marks = "| --- |" + " ---: |" * (len(header) - 1)
-    return [line, marks, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
 def _macs(macs: Mapping[str, Any]) -> list[str]:
     rows = []
     ours = macs["arrays"]["systolora"]["modes"]["ws"]["pj_total"]
@@ -104,7 +99,7 @@ def _macs(macs: Mapping[str, Any]) -> list[str]:
             ])  # fmt: skip
     header = ("array", "mode", "um2 per PE", "MHz", "pJ per PE and cycle", "registers", "logic",
               "leakage", "pJ per MAC", "to ours, WS")  # fmt: skip
-    return _table(header, rows)
+    return list(table(header, rows))
 
 
 def _ratio(step: Mapping[str, Any], column: str, parts: Sequence[str]) -> str:
@@ -123,7 +118,7 @@ def _steps(steps: Mapping[str, Any]) -> list[str]:
                 _ratio(columns, column, _PARTS[:4]), _ratio(columns, column, ("all",)),
             ])  # fmt: skip
     header = ("case", "array", *_PARTS, "array, to ours", "with SRAM", "all")
-    return _table(header, rows)
+    return list(table(header, rows))
 
 
 def _sensitivity(entry: Mapping[str, Any]) -> list[str]:
@@ -136,7 +131,7 @@ def _sensitivity(entry: Mapping[str, Any]) -> list[str]:
             rows.append(
                 [name, case, *(_ratio(columns, c, ("all",)) for c in ARRAYS if c != "ours")]
             )
-    return _table(("", "case", "int8 / ours", "bf16 / ours", "fp32 / ours"), rows)
+    return list(table(("", "case", "int8 / ours", "bf16 / ours", "fp32 / ours"), rows))
 
 
 def render(figures: Mapping[str, Any]) -> str:
@@ -156,7 +151,7 @@ def render(figures: Mapping[str, Any]) -> str:
         "",
         "## Assumptions",
         "",
-        *_table(("what", "how"), [list(each) for each in _ASSUMPTIONS]),
+        *table(("what", "how"), [list(each) for each in _ASSUMPTIONS]),
         "DRAM: "
         + "; ".join(f"{n} {d['pj_per_byte']} pJ per byte ({d['source']})"
                     for n, d in figures["dram"].items())

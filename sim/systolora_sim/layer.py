@@ -5,6 +5,7 @@ lora_B [k,r], dy [N,k], bias [k]. A frozen layer has no lora_A, lora_B and gain;
 where dX is asked for.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from systolora_sim import numerics
 from systolora_sim.numerics import K_LIMIT, Scale
 
 __all__ = ["ADAPTERS", "INPUTS", "OUTPUTS", "Layer", "LayerError", "LayerResult"]
+__all__ += ["check_bias", "check_integer", "check_operand"]
 
 #: Tensors a layer is given.
 INPUTS = ("x", "weight", "lora_A", "lora_B", "dy")
@@ -42,11 +44,66 @@ class LayerError(ValueError):
     """A layer that cannot run; the message names the tensor and the rule."""
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
+def check_integer(name: str, value: Any, low: int, high: int) -> None:
+    """Raises LayerError unless `value` is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise LayerError(f"{name}: {value!r}: must be an integer")
     if not low <= value <= high:
         raise LayerError(f"{name}: {value}: must be from {low} to {high}")
+
+
+def check_operand(
+    owner: str,
+    name: str,
+    tensor: NDArray[Any],
+    axes: Sequence[str],
+    reduced: Collection[str],
+    known: dict[str, tuple[int, str]],
+) -> None:
+    """Checks width and shape of an operand, and enters its axes' sizes in `known`.
+
+    Parameters
+    ----------
+    owner : for messages
+    axes : of the tensor, by name
+    reduced : axes over which something is summed, so that they must be shorter than K_LIMIT
+    known : size of each axis so far, and the tensor that it is of
+
+    Raises
+    ------
+    LayerError
+        If it breaks a rule, or an axis has another size than before.
+    """
+    if tensor.dtype not in (np.int8, np.int16):
+        raise LayerError(f"{name}: dtype {tensor.dtype}: must be int8 or int16")
+    layout = f"[{', '.join(axes)}]"
+    if tensor.ndim != 2:
+        raise LayerError(f"{name}: rank {tensor.ndim}: must be 2, {layout}")
+    for axis, size in zip(axes, tensor.shape, strict=True):
+        if size == 0:
+            raise LayerError(f"{name}: shape {tensor.shape}: {axis} must not be 0")
+        if axis in reduced and size >= K_LIMIT:
+            raise LayerError(
+                f"{name}: {owner} has {axis} = {size}: a reduction must be shorter than {K_LIMIT}"
+            )
+        expected, source = known.setdefault(axis, (size, name))
+        if size != expected:
+            raise LayerError(
+                f"{name}: shape {tensor.shape}: must be {layout} with {axis} = {expected} "
+                f"as in {source}"
+            )
+
+
+def check_bias(bias: NDArray[Any] | None, axis: str, size: int, source: str) -> None:
+    """Raises LayerError unless `bias` is None or int32 [axis], of the `size` that `source` has."""
+    if bias is None:
+        return
+    if bias.dtype != np.int32:
+        raise LayerError(f"bias: dtype {bias.dtype}: must be int32")
+    if bias.shape != (size,):
+        raise LayerError(
+            f"bias: shape {bias.shape}: must be [{axis}] with {axis} = {size} as in {source}"
+        )
 
 
 @dataclass(kw_only=True)
@@ -110,8 +167,8 @@ class Layer:
         self._check_scales()
         self._check_modes()
         for name in ("seed", "step"):
-            _integer(name, getattr(self, name), *numerics.int_range(32))
-        _integer("index", self.index, 0, (1 << 28) - 1)
+            check_integer(name, getattr(self, name), *numerics.int_range(32))
+        check_integer("index", self.index, 0, (1 << 28) - 1)
 
     def _check_presence(self) -> None:
         for name, other in (ADAPTERS, ADAPTERS[::-1]):
@@ -129,34 +186,9 @@ class Layer:
     def _check_shapes(self) -> None:
         known: dict[str, tuple[int, str]] = {}
         for name in self.present:
-            axes, tensor = _AXES[name], self.operand(name)
-            if tensor.dtype not in (np.int8, np.int16):
-                raise LayerError(f"{name}: dtype {tensor.dtype}: must be int8 or int16")
-            layout = f"[{', '.join(axes)}]"
-            if tensor.ndim != 2:
-                raise LayerError(f"{name}: rank {tensor.ndim}: must be 2, {layout}")
-            for axis, size in zip(axes, tensor.shape, strict=True):
-                if size == 0:
-                    raise LayerError(f"{name}: shape {tensor.shape}: {axis} must not be 0")
-                if size >= K_LIMIT:
-                    raise LayerError(
-                        f"{name}: layer {self.name!r} has {axis} = {size}: "
-                        f"a reduction must be shorter than {K_LIMIT}"
-                    )
-                expected, source = known.setdefault(axis, (size, name))
-                if size != expected:
-                    raise LayerError(
-                        f"{name}: shape {tensor.shape}: must be {layout} with {axis} = {expected} "
-                        f"as in {source}"
-                    )
-        if self.bias is not None:
-            if self.bias.dtype != np.int32:
-                raise LayerError(f"bias: dtype {self.bias.dtype}: must be int32")
-            if self.bias.shape != (self.outputs,):
-                raise LayerError(
-                    f"bias: shape {self.bias.shape}: must be [k] with k = {self.outputs} "
-                    "as in weight"
-                )
+            axes = _AXES[name]
+            check_operand(f"layer {self.name!r}", name, self.operand(name), axes, axes, known)
+        check_bias(self.bias, "k", self.outputs, "weight")
 
     def _check_scales(self) -> None:
         if set(self.scales) != set(self.present):
@@ -190,7 +222,7 @@ class Layer:
         for tensor, record in self.amax.items():
             if tensor not in self.delayed:
                 raise LayerError(f"{tensor}.amax: {tensor} must be in `delayed` to have a record")
-            _integer(f"{tensor}.amax", record, 0, numerics.V_LIMIT)
+            check_integer(f"{tensor}.amax", record, 0, numerics.V_LIMIT)
 
     @property
     def is_frozen(self) -> bool:

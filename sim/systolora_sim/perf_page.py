@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from systolora.html_page import json_text, page
 from systolora_sim.drawing import DARK, LIGHT, css, svg
 from systolora_sim.perf_charts import CHARTS
 from systolora_sim.perf_figures import ORDER, memory_lines
@@ -25,11 +26,9 @@ from systolora_sim.perf_tables import (
 )
 from systolora_sim.timeline import Lane, lanes
 
-__all__ = ["POLICY", "html", "json_text", "style"]
+__all__ = ["html", "style"]
 
 _FILES = Path(__file__).parent
-#: The page may load nothing, from anywhere; what is inline is its own.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _ABOVE = (
     "A product may lie above the roof: its bytes move while the array works on another one. "
     "The whole step cannot lie above the dashed roof."
@@ -44,13 +43,10 @@ def html(report: dict[str, Any], timeline: list[dict[str, Any]]) -> str:
     workload = report["workload"]
     name = f"systolora perf: {workload['title']}, rank {report['rank']}, batch {report['batch']}"
     stacked = lanes(timeline)
-    return "\n".join(
+    return page(
+        name,
+        style(),
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<link rel="icon" href="data:,">\n<title>{escape(name)}</title>',
-            f"<style>\n{style()}</style>\n</head>\n<body>\n<main>",
             f"<h1>{escape(workload['title'])}</h1>",
             f'<p class="scope">Counted: {escape(report["scope"])}.</p>',
             settings(report),
@@ -66,16 +62,11 @@ def html(report: dict[str, Any], timeline: list[dict[str, Any]]) -> str:
             "<h2>Layers</h2>",
             layer_table(report),
             _notes(report),
-            f'</main>\n<script type="application/json" id="report">{json_text(report)}</script>',
-            _script(stacked),
-            "</body>\n</html>\n",
-        ]
+        ],
+        report,
+        scripts=True,
+        after=[_script(stacked)],
     )
-
-
-def json_text(value: Any) -> str:
-    """JSON that cannot end its script element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def style() -> str:

@@ -1,9 +1,9 @@
 """The tables and figures of a perf report's HTML page; each figure with data- attributes."""
 
-import json
 from html import escape
 from typing import Any
 
+from systolora.html_page import NONE, definitions, figure_element, row, table, text_cell
 from systolora_sim.perf_charts import WAITS
 from systolora_sim.perf_figures import (
     ORDER,
@@ -27,31 +27,7 @@ __all__ += ["roofline_table", "settings", "timeline_table", "utilization_table"]
 
 def _figure(run: str, product: str, metric: str, value: Any, shown: str, tag: str = "td") -> str:
     """An element with one figure of the report, exact in data-value."""
-    data = f'data-run="{escape(run)}" data-product="{escape(product)}" data-metric="{metric}"'
-    return f'<{tag} class="n" {data} data-value="{escape(json.dumps(value))}">{shown}</{tag}>'
-
-
-def _table(caption: str, head: list[str], rows: list[str], left: int = 1) -> str:
-    """rows: <tr> elements; the first `left` columns hold words, the others figures."""
-    cells = "".join(
-        f'<th scope="col"{"" if i < left else _N}>{escape(h)}</th>' for i, h in enumerate(head)
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{cells}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-_N = ' class="n"'
-_NONE = f"<td{_N}>-</td>"
-
-
-def _row(name: str, *cells: str) -> str:
-    return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
-
-
-def _words(value: str) -> str:
-    return f"<td>{escape(value)}</td>"
+    return figure_element({"run": run, "product": product, "metric": metric}, value, shown, tag)
 
 
 # Heading --------------------------------------------------------------------------------------
@@ -74,8 +50,7 @@ def settings(report: dict[str, Any]) -> str:
         "Cycles of": f"{source}; schedule {run['schedule']}",
         "Versions": ", ".join(f"{name} {value}" for name, value in report["versions"].items()),
     }
-    items = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in entries.items())
-    return f'<dl class="settings">{items}</dl>'
+    return definitions(entries)
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -132,15 +107,15 @@ def utilization_table(report: dict[str, Any]) -> str:
             cells = [
                 _figure(run["name"], name, "share", product["share"], percent(product["share"]))
                 if product
-                else _NONE
+                else NONE
                 for run, product in zip(runs, found, strict=True)
             ]
-            rows.append(_row(name, *cells))
+            rows.append(row(name, *cells))
     step = [_figure(r["name"], "step", "share", r["share"], percent(r["share"])) for r in runs]
-    return _table(
+    return table(
         "Share of the MAC limit (MACs / MACs per cycle / cycles)",
         ["product", *(run["title"] for run in runs)],
-        [*rows, _row("step", *step)],
+        [*rows, row("step", *step)],
     )
 
 
@@ -154,12 +129,12 @@ def cycle_table(report: dict[str, Any]) -> str:
         figures |= {key: run[key] for key in ("macs", "bytes_read", "bytes_written")}
         cells = [_figure(name, "step", k, v, number(v)) for k, v in figures.items()]
         cells.append(
-            _NONE if speedup is None
+            NONE if speedup is None
             else _figure(name, "step", "speedup", speedup, ratio(speedup))
         )  # fmt: skip
-        rows.append(_row(run["title"], *cells))
+        rows.append(row(run["title"], *cells))
     head = ["run", "cycles", *(words for _, _, words in WAITS), "MACs", "bytes read"]
-    return _table("Cycles of the step", [*head, "bytes written", "speed-up"], rows)
+    return table("Cycles of the step", [*head, "bytes written", "speed-up"], rows)
 
 
 def roofline_table(report: dict[str, Any]) -> str:
@@ -175,19 +150,19 @@ def roofline_table(report: dict[str, Any]) -> str:
             speed, top = product["macs"] / product["cycles"], roof(report, run, dense)
             figures = {"intensity": dense, "macs_per_cycle": speed, "roof": top}
             rows.append(
-                _row(
+                row(
                     run["title"],
-                    _words(product["name"]),
+                    text_cell(product["name"]),
                     *(
                         _figure(run["name"], product["name"], key, value, f"{value:,.1f}")
                         for key, value in figures.items()
                     ),
-                    _words("array" if top >= peak(report, run) else "memory"),
+                    text_cell("array" if top >= peak(report, run) else "memory"),
                 )
             )
     first = report["runs"][0]
     head = ["run", "product", "MACs per byte", "MACs per cycle", "roof, MACs per cycle", "roof is"]
-    return _table(
+    return table(
         f"Roof: {peak(report, first):,} MACs per cycle, or MACs per byte times the bytes of one "
         f"direction of memory ({bus_bytes(report, first)} per cycle); reading and writing have one "
         "each",
@@ -199,7 +174,7 @@ def timeline_table(stacked: list[Lane]) -> str:
     """Events and busy cycles of each lane."""
     end = max(1, *(lane.events[-1]["end"] for lane in stacked))
     rows = [
-        _row(
+        row(
             lane.label,
             _figure("timeline", lane.label, "events", len(lane.events), number(len(lane.events))),
             _figure("timeline", lane.label, "busy", lane.busy, number(lane.busy)),
@@ -207,7 +182,7 @@ def timeline_table(stacked: list[Lane]) -> str:
         )
         for lane in stacked
     ]
-    return _table(
+    return table(
         f"Events of {end:,} cycles", ["lane", "events", "busy cycles", "of all cycles"], rows
     )
 
@@ -233,12 +208,12 @@ def product_table(run: dict[str, Any]) -> str:
             for key, cycles in product["waits"].items()
         ]
         rows.append(
-            _row(
+            row(
                 product["title"],
                 f'<td class="shapes">{"<br>".join(shapes) or "-"}</td>',
-                *(_words(product[key]) for key in ("dataflow", "edge", "stationary")),
+                *(text_cell(product[key]) for key in ("dataflow", "edge", "stationary")),
                 *cells,
-                _words(product["wait"]),
+                text_cell(product["wait"]),
             )
         )
     config = ", ".join(f"{key} {value}" for key, value in run["config"].items())
@@ -256,7 +231,7 @@ def product_table(run: dict[str, Any]) -> str:
         "MAC limit",
     ]
     head += ["cycles", "of limit", "bytes", "waits: loads", "post", "array", "waits for"]
-    return f"<h3>{escape(run['title'])}</h3>{_table(caption, head, rows, 5)}"
+    return f"<h3>{escape(run['title'])}</h3>{table(caption, head, rows, 5)}"
 
 
 def peer_table(report: dict[str, Any]) -> str:
@@ -265,39 +240,39 @@ def peer_table(report: dict[str, Any]) -> str:
         return ""
     ours = report["runs"][0]["cycles"]
     rows = [
-        _row(
+        row(
             peer["name"],
             _figure(peer["name"], "step", "cycles", peer["cycles"], number(peer["cycles"])),
             _figure(peer["name"], "step", "macs", peer["macs"], number(peer["macs"])),
             _figure(peer["name"], "step", "share", peer["share"], percent(peer["share"])),
-            f"<td{_N}>{ratio(peer['cycles'] / ours)}</td>",
+            f'<td class="n">{ratio(peer["cycles"] / ours)}</td>',
             "<td>" + ", ".join(
                 _figure(peer["name"], p["name"], "cycles", p["cycles"],
                         f"{escape(p['name'])} {number(p['cycles'])}", "span")
                 for p in peer["products"]
             ) + "</td>",
-            _words(peer["source"]),
+            text_cell(peer["source"]),
         )
         for peer in report["peers"]
     ]  # fmt: skip
     head = ["peer", "cycles", "MACs", "of limit", "cycles / ours", "by product", "source"]
     caption = f"Products only, as far as they are modelled there. {best_peer(report)}"
-    return "<h2>Peers</h2>" + _table(caption, head, rows, 1)
+    return "<h2>Peers</h2>" + table(caption, head, rows, 1)
 
 
 def layer_table(report: dict[str, Any]) -> str:
     """The adapted layers; equal inputs are one tensor."""
     rows = [
-        _row(
+        row(
             layer["name"],
-            _words(layer["input"]),
+            text_cell(layer["input"]),
             *(
                 _figure("workload", layer["name"], key, layer[key], number(layer[key]))
                 for key in ("rows", "d", "k", "count")
             ),
-            _words("yes" if layer["dx"] else "no"),
+            text_cell("yes" if layer["dx"] else "no"),
         )
         for layer in report["workload"]["layers"]
     ]
     head = ["layer", "input", "rows", "d", "k", "how often", "dX"]
-    return _table("Layers: Y [rows, k] from X [rows, d]", head, rows, 2)
+    return table("Layers: Y [rows, k] from X [rows, d]", head, rows, 2)

@@ -22,8 +22,14 @@ from numpy.typing import NDArray
 
 from systolora_sim import numerics
 from systolora_sim.golden import exact_product
-from systolora_sim.layer import LayerError, LayerResult
-from systolora_sim.numerics import K_LIMIT, Scale
+from systolora_sim.layer import (
+    LayerError,
+    LayerResult,
+    check_bias,
+    check_integer,
+    check_operand,
+)
+from systolora_sim.numerics import Scale
 
 __all__ = ["KINDS", "Product", "ProductResult", "run_product_golden"]
 
@@ -31,13 +37,6 @@ KINDS = ("nt", "nn", "tn")
 
 #: tensor_id of q's random words: as Y of layer 0 (numerics section 4).
 _WORDS_ID = 0x10000 + 1
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise LayerError(f"{name}: {value!r}: must be an integer")
-    if not low <= value <= high:
-        raise LayerError(f"{name}: {value}: must be from {low} to {high}")
 
 
 @dataclass(kw_only=True)
@@ -102,42 +101,19 @@ class Product:
         self._check_scales()
         if self.bits not in (None, 8, 16):
             raise LayerError(f"bits.q: {self.bits!r}: must be 8 or 16")
-        _integer("q.amax", self.amax, 0, numerics.V_LIMIT)
+        check_integer("q.amax", self.amax, 0, numerics.V_LIMIT)
         if self.amax and not self.delayed:
             raise LayerError("q.amax: q must be in `delayed` to have a record")
         for name in ("seed", "step"):
-            _integer(name, getattr(self, name), *numerics.int_range(32))
+            check_integer(name, getattr(self, name), *numerics.int_range(32))
         self._check_sums()
 
     def _check_shapes(self) -> None:
         known: dict[str, tuple[int, str]] = {}
         for name, axes in self.AXES[self.kind].items():
-            tensor, layout = getattr(self, name), f"[{', '.join(axes)}]"
-            if tensor.dtype not in (np.int8, np.int16):
-                raise LayerError(f"{name}: dtype {tensor.dtype}: must be int8 or int16")
-            if tensor.ndim != 2:
-                raise LayerError(f"{name}: rank {tensor.ndim}: must be 2, {layout}")
-            for axis, size in zip(axes, tensor.shape, strict=True):
-                if size == 0:
-                    raise LayerError(f"{name}: shape {tensor.shape}: {axis} must not be 0")
-                if axis == "K" and size >= K_LIMIT:
-                    raise LayerError(
-                        f"{name}: product {self.name!r} has K = {size}: "
-                        f"a reduction must be shorter than {K_LIMIT}"
-                    )
-                expected, source = known.setdefault(axis, (size, name))
-                if size != expected:
-                    raise LayerError(
-                        f"{name}: shape {tensor.shape}: must be {layout} with {axis} = {expected} "
-                        f"as in {source}"
-                    )
-        if self.bias is not None:
-            if self.bias.dtype != np.int32:
-                raise LayerError(f"bias: dtype {self.bias.dtype}: must be int32")
-            if self.bias.shape != (self.n,):
-                raise LayerError(
-                    f"bias: shape {self.bias.shape}: must be [N] with N = {self.n} as in b"
-                )
+            owner, tensor = f"product {self.name!r}", getattr(self, name)
+            check_operand(owner, name, tensor, axes, ("K",), known)
+        check_bias(self.bias, "N", self.n, "b")
         if self.c is not None:
             if self.c.dtype not in (np.int32, np.int64):
                 raise LayerError(f"c: dtype {self.c.dtype}: must be int32 or int64")

@@ -1,8 +1,9 @@
 """docs/results/scalesim.md: what SCALE-Sim measured, as tables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from systolora_sim.markdown import table
 from systolora_sim.scalesim import PRODUCTS, Gemm, best_cycles, os_cycles, peer_cycles, ws_cycles
 from systolora_sim.scalesim_runs import BATCHES, KV_LAYERS, RANKS, layer_products
 
@@ -37,15 +38,6 @@ transposes are free, and neither the quantization of results nor the update take
 """
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Iterator[str]:
-    """A table whose first `texts` columns are text."""
-    yield "| " + " | ".join(head) + " |"
-    yield "| " + " | ".join("---" if i < texts else "---:" for i in range(len(head))) + " |"
-    for row in rows:
-        yield "| " + " | ".join(str(cell) for cell in row) + " |"
-    yield ""
-
-
 def _agreement(runs: list[dict[str, Any]]) -> Iterator[str]:
     yield from ("## Closed forms and the tool", "")
     yield "    OS = ceil(M/R) * ceil(N/C) * (K + R + C - 2) - 1"
@@ -60,7 +52,7 @@ def _agreement(runs: list[dict[str, Any]]) -> Iterator[str]:
             cycles = sum(run["closed_form"] for run in chosen)
             rows.append((dataflow, memory, len(chosen), equal, stalled, cycles))
     head = ("dataflow", "memory", "runs", "equal", "with stalls", "cycles of all")
-    yield from _table(head, rows, texts=2)
+    yield from table(head, rows, texts=2)
     seconds = sum(run["seconds"] for run in runs)
     cycles = sum(run["closed_form"] for run in runs)
     yield f"The tool simulated {cycles} cycles in {seconds:.0f} s; the closed forms take none."
@@ -87,7 +79,7 @@ def _layers() -> Iterator[str]:
                     rows.append((batch, rank, k, ws, os, best, *shares, *gains))
         head = ("batch", "rank", "k", "WS", "OS", "best")
         head += ("share WS", "share OS", "share best", "WS / best", "OS / best")
-        yield from _table(head, rows, texts=0)
+        yield from table(head, rows, texts=0)
 
 
 def _products(batch: int, rank: int) -> Iterator[str]:
@@ -99,7 +91,7 @@ def _products(batch: int, rank: int) -> Iterator[str]:
             rows.append((name, k, "x".join(map(str, gemm)), *_choice(gemm)))
     rows.sort(key=lambda row: (PRODUCTS.index(row[0]), row[1]))
     head = ("product", "k", "M x K x N", "best is", "WS", "OS", "best")
-    yield from _table(head, rows, texts=4)
+    yield from table(head, rows, texts=4)
 
 
 def _choice(gemm: Gemm) -> tuple[str, int, int, int]:
@@ -138,7 +130,7 @@ def _memory(runs: list[dict[str, Any]]) -> Iterator[str]:
             for r in different
         ]
         head = ("M x K x N", "product", "dataflow", "stall-free", "64 bytes", "stalls", "reads")
-        yield from _table(head, rows, texts=3)
+        yield from table(head, rows, texts=3)
         yield (
             "Reads: bytes read from memory / bytes of both operands. These stalls say little of "
             "the shapes: they occur only where an operand is larger than half its buffer, because "
@@ -164,7 +156,7 @@ def _memory(runs: list[dict[str, Any]]) -> Iterator[str]:
         alone, all_in = (sum(run[key] for run in chosen) for key in ("total", "with_prefetch"))
         rows.append(("all", "", dataflow, alone, all_in, f"{all_in / max(alone, 1):.2f}"))
     head = ("product", "M x K x N", "dataflow", "total", "incl. prefetch", "ratio")
-    yield from _table(head, rows, texts=3)
+    yield from table(head, rows, texts=3)
 
 
 def render(figures: dict[str, Any]) -> str:

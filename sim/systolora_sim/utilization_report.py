@@ -1,10 +1,11 @@
 """docs/results/utilization.md: the figures of `utilization.measure` as tables."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from systolora_sim.baselines import BASELINES
+from systolora_sim.markdown import table
 from systolora_sim.utilization_sweep import CUT, WIDTHS
 
 __all__ = ["best", "cycles", "missed", "render"]
@@ -54,15 +55,6 @@ def missed(row: Row) -> list[str]:
     return texts
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Iterator[str]:
-    """A table whose first `texts` columns are text."""
-    yield "| " + " | ".join(head) + " |"
-    yield "| " + " | ".join("---" if i < texts else "---:" for i in range(len(head))) + " |"
-    for row in rows:
-        yield "| " + " | ".join(str(cell) for cell in row) + " |"
-    yield ""
-
-
 def _source(row: Row) -> str:
     return "RTL" if row["rtl"] else "model"
 
@@ -88,7 +80,7 @@ def _shares(rows: list[Row]) -> Iterator[str]:
         peer = row["peers"].get("SCALE-Sim best")
         return [*line, f"{peer / own:.2f}x" if peer else "-"]
 
-    yield from _table(head, map(cells, rows), texts=4)
+    yield from table(head, map(cells, rows), texts=4)
     blocks = [each["block"]["rtl"] for row in rows for each in row["baselines"].values()]
     simulated = any(found is not None for found in blocks)
     errors = "their errors below" if simulated else "no block of theirs was simulated"
@@ -107,7 +99,7 @@ def _waits(rows: list[Row]) -> Iterator[str]:
     yield from ("## Where the cycles go", "")
     head = ["case", "from", "cycles", "computed", "padding", "loads", "post", "other"]
     names = head[2:]
-    yield from _table(
+    yield from table(
         head,
         ([row["name"], _source(row), *(f"{best(row)[name]:,}" for name in names)] for row in rows),
         texts=2,
@@ -140,7 +132,7 @@ def _memory(rows: list[Row]) -> Iterator[str]:
         bytes_ = [f"{found[name]:,}" for name in ("bytes_read", "bytes_written")]
         return [row["name"], *bytes_, *shares, first]
 
-    yield from _table(head, map(cells, rows))
+    yield from table(head, map(cells, rows))
     yield (
         "Busy: cycles with a beat / cycles. What is most busy is nearest to being the limit; what "
         "is below 100% by far waits for something else."
@@ -221,7 +213,7 @@ def _errors(rows: list[Row]) -> Iterator[str]:
         for name, each in row["baselines"].items():
             if each["block"]["rtl"] is not None:
                 lines.append([name, row["name"], "block", *_error(**each["block"])])
-    yield from _table(["array", "case", "what", "model", "RTL", "error"], lines, texts=3)
+    yield from table(["array", "case", "what", "model", "RTL", "error"], lines, texts=3)
     yield "Each of these runs equals the golden model bit for bit."
     yield ""
 
@@ -242,7 +234,7 @@ def _phases(rows: list[Row]) -> Iterator[str]:
         numbers = [*phases.values(), summed, one]
         return [row["name"], *(f"{each:,}" for each in numbers), f"{summed / one:.3f}"]
 
-    yield from _table(head, map(cells, rows))
+    yield from table(head, map(cells, rows))
 
 
 def _scaling(rows: list[Row]) -> Iterator[str]:
@@ -296,7 +288,7 @@ def _never_below(known: dict[str, Any]) -> Iterator[str]:
                 f"{found['ratio']:.2f}",
             ]
             lines.append([*line, _verdict(found["ratio"])])
-    yield from _table(head, lines)
+    yield from table(head, lines)
     counts = Counter(
         next(
             (

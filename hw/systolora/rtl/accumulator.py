@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 
-from amaranth.hdl import Array, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -10,10 +10,19 @@ from amaranth.lib.wiring import In, Out
 from systolora.config import ACC_BANKS
 from systolora.rtl.layouts import SumControl
 
-__all__ = ["AccumulatorLane", "BankControl"]
+__all__ = ["AccumulatorLane", "BankControl", "one_bank"]
 
 #: The two ways from the array into the banks: WS sums and rows of the drain chain.
 PATHS = ("sum", "drain")
+
+
+def one_bank(strobe: Value, bank: Value):
+    """A bit per bank: `strobe` at `bank`, else 0.
+
+    No shift: Verilog's shift of a 0 by an undefined amount is undefined, and `bank` may come from
+    registers without a reset.
+    """
+    return Cat(strobe & (bank == index) for index in range(ACC_BANKS))
 
 
 def BankControl(bank_bits: int) -> data.StructLayout:

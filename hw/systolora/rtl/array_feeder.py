@@ -195,11 +195,14 @@ class ArrayFeeder(wiring.Component):
                 m.d.sync += active.eq(0)
         with m.If(take):
             stride = head.wgt_stride
-            over = Mux(
-                head.edge == Edge.LEFT,
-                (stride << self._left_bits) - stride,
-                (stride << self._top_bits) - stride,
-            )
+
+            def beyond(bits: int):
+                """From the first line of 1 << bits to the last; of one width, or Yosys leaves a bit
+                of the shorter difference undriven where it extends its sign."""
+                return ((stride << bits) - stride)[: self._wgt_bits]
+
+            left = head.edge == Edge.LEFT
+            over = Mux(left, beyond(self._left_bits), beyond(self._top_bits))
             m.d.sync += [
                 item.eq(head),
                 active.eq(1),

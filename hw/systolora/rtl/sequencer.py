@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from systolora import contract
 from systolora.config import ACC_BANKS
-from systolora.rtl.accumulator import AccumulatorLane
+from systolora.rtl.accumulator import AccumulatorLane, one_bank
 from systolora.rtl.layouts import SumControl, TileLayout
 
 __all__ = ["Sequencer"]
@@ -236,7 +236,7 @@ class Sequencer(wiring.Component):
             queue.r_en.eq(fire & last),
         ]
         start = Signal()
-        m.d.comb += [start.eq(fire & ~started), ws_bank.eq((fire & ~is_os) << bank)]
+        m.d.comb += [start.eq(fire & ~started), ws_bank.eq(one_bank(fire & ~is_os, bank))]
         with m.If(fire):
             m.d.sync += [count.eq(Mux(last, 0, count + 1)), started.eq(~last)]
 
@@ -298,7 +298,7 @@ class Sequencer(wiring.Component):
         with m.Elif(drain_active):
             m.d.sync += [drain_active.eq(~drain_last), drain_row.eq(drain_row - 1)]
         m.d.comb += [
-            drain_bank.eq(drain_active << (base >> self._bank_bits)),
+            drain_bank.eq(one_bank(drain_active, base >> self._bank_bits)),
             drained.eq(drain),
             drained.valid.eq(drain_active & (drain_row < out_rows)),
             drained.address.eq(base + drain_row),

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolora.config import ACC_BANKS
-from systolora.rtl.accumulator import PATHS, AccumulatorLane, BankControl
+from systolora.rtl.accumulator import PATHS, AccumulatorLane, BankControl, one_bank
 from systolora.rtl.array import SystolicArray
 from systolora.rtl.edge import ArrayEdge
 from systolora.rtl.flow import link
@@ -145,7 +145,7 @@ class TileEngine(wiring.Component):
                 word = register
             last = Signal(name=f"finished_{path}")
             m.d.comb += last.eq(word.valid & word.last)
-            done.append(last << (word.address >> bank_bits))
+            done.append(one_bank(last, word.address >> bank_bits))
             signals.append(last & word.signal)
         m.d.comb += [sequencer.done.eq(done[0] | done[1]), self.tokens_out.eq(sum(signals))]
         return m

@@ -1,11 +1,13 @@
 """One unit in standard cells of any Liberty files: Yosys and ABC for area, OpenSTA for timing."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from systolora.synth.designs import Design
 from systolora.synth.liberty import Library
+from systolora.synth.power_liberty import corrected, power_texts
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
 
@@ -126,9 +128,9 @@ def _tcl(design: Design, library: Library, period: float, netlist: Path, clocked
             "set to [get_property [get_property $path endpoint] full_name]",
             "report_checks -path_delay max -format full > path.txt",
             f"set_power_activity -global -activity {ACTIVITY}",
-            "set power [lindex [sta::design_power [sta::cmd_corner]] 3]",
+            "set power [join [lrange [sta::design_power [sta::cmd_corner]] 0 3] ,]",
             f"set out [open {TIMING} w]",
-            r'puts $out "{\"slack\": $slack, \"power\": $power, '
+            r'puts $out "{\"slack\": $slack, \"power\": \[$power\], '
             r'\"from\": \"$from\", \"to\": \"$to\"}"',
             "close $out",
             "exit 0",
@@ -142,22 +144,25 @@ def time_cells(
     library: Library,
     period_ns: float,
     netlist: Path,
+    cells: Collection[str],
+    factor: float | None,
     sta: Tool,
     workspace: Workspace,
 ) -> dict[str, Any]:
-    """Timing and power of a netlist before layout: an ideal clock, no wires.
+    """Timing and power of a netlist of `cells` before layout: an ideal clock, no wires.
 
     The result has `period_ns`, `slack_ns`, `fmax_mhz` (of the worst path, from and to ports too:
-    both have no delay of their own), `power_w` at that period with `ACTIVITY` at every net, and the
-    ends of the `critical_path`.
+    both have no delay of their own), the ends of the `critical_path`, and with a `factor` (that of
+    `power_liberty.internal_factor`) `power_w` at that period with `ACTIVITY` at every net.
     """
     unit = library.second * 1e9
     clocked = any(line.strip().rstrip(";") == f"input {_CLOCK}"
                   for line in (netlist / NETLIST).read_text().splitlines())  # fmt: skip
+    texts = power_texts(library, cells)
     tcl = _tcl(design, library, period_ns / unit, netlist, clocked)
 
     def run(directory: Path) -> None:
-        for name, text in zip(_files(library), library.texts, strict=True):
+        for name, text in zip(_files(library), texts, strict=True):
             (directory / name).write_text(text, encoding="latin-1")
         (directory / "timing.tcl").write_text(tcl, encoding="utf-8")
         said = run_tool(sta, ["timing.tcl"], directory, "sta.log", workspace.progress.tick)
@@ -167,14 +172,16 @@ def time_cells(
             errors = [line for line in said.splitlines() if "rror" in line] or ["no result"]
             raise SynthError(f"sta failed: {errors[0]}")
 
-    parts = (sta.description, tcl.replace(str(netlist), ""), netlist.name)
+    parts = (sta.description, tcl.replace(str(netlist), ""), netlist.name, *texts)
     place = workspace.step(f"sta {design.unit}", parts, run)
     found = json.loads((place / TIMING).read_text(encoding="utf-8"))
     slack = found["slack"] * unit
-    return {
+    entry: dict[str, Any] = {
         "period_ns": period_ns,
         "slack_ns": round(slack, 5),
         "fmax_mhz": round(1e3 / (period_ns - slack), 2),
-        "power_w": found["power"],
         "critical_path": {"from": found["from"], "to": found["to"]},
     }
+    if factor is not None:
+        entry["power_w"] = corrected(found["power"], factor)["total_w"]
+    return entry

@@ -1,5 +1,6 @@
 """A whole run of `systolora synth`: which steps, in which order, into one report."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from systolora.synth.asic import map_to_cells, time_cells
 from systolora.synth.designs import Design, generate
 from systolora.synth.fpga import DoesNotFit, place_and_route, refuse_overflow, synthesize
 from systolora.synth.liberty import Library, read_library
+from systolora.synth.power_liberty import internal_factor
 from systolora.synth.report import VERSION, Report
 from systolora.synth.targets import Target
-from systolora.synth.tools import Tool, find_nextpnr, find_sta, find_yosys
+from systolora.synth.tools import SynthError, Tool, find_nextpnr, find_sta, find_yosys
 from systolora.synth.workspace import Progress, Workspace
 
 __all__ = ["Options", "run"]
@@ -67,6 +69,7 @@ def run(options: Options) -> Report:
     steps = len(options.targets) * len(options.units)
     steps += len(nextpnr) * len(timed) * len(options.seeds)
     steps += len(options.units) * ((library is not None) + (sta is not None))
+    steps += sta is not None  # its known energies
     progress = Progress(steps, options.quiet)
     workspace = Workspace(options.build_dir / "synth", progress)
     found = [yosys, *nextpnr.values(), *([sta] if sta is not None else [])]
@@ -86,8 +89,10 @@ def run(options: Options) -> Report:
                 for design in designs
             ]
         if library is not None:
+            factor = None if sta is None else _power_factor(sta, workspace)
             entries = [
-                _cells(options, design, library, yosys, sta, workspace) for design in designs
+                _cells(options, design, library, yosys, sta, factor, workspace)
+                for design in designs
             ]
             _share(entries)
             report["cells"][", ".join(library.names)] = entries
@@ -128,12 +133,25 @@ def _cells(
     library: Library,
     yosys: Tool,
     sta: Tool | None,
+    factor: float | None,
     workspace: Workspace,
 ) -> Any:
     entry, netlist = map_to_cells(design, library, options.period_ns, yosys, workspace)
     if sta is not None:
-        entry |= time_cells(design, library, options.period_ns, netlist, sta, workspace)
+        entry |= time_cells(
+            design, library, options.period_ns, netlist, entry["cells"], factor, sta, workspace
+        )
     return entry
+
+
+def _power_factor(sta: Tool, workspace: Workspace) -> float | None:
+    """`internal_factor`; None, and a line that says so, with an OpenSTA that it does not know:
+    timing does without."""
+    try:
+        return internal_factor(sta, workspace)
+    except SynthError as error:
+        print(f"no power in the report: {error}", file=sys.stderr)
+        return None
 
 
 def _share(entries: Sequence[Any]) -> None:

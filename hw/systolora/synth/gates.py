@@ -31,20 +31,27 @@ def _models(target: Target) -> tuple[tuple[str, ...], str]:
     return MODELS[family], own.read_text(encoding="utf-8") if own else ""
 
 
-def _to_cells(files: list[str], top: str) -> list[str]:
+def _to_cells(files: list[str], top: str, clean: str) -> list[str]:
     liberty = " ".join(f"-liberty {name}" for name in files)
     return [
         f"synth -flatten -top {top}",
         f"dfflibmap {liberty}",
         f"abc {liberty}",
-        "opt_clean -purge",
+        clean,
     ]
 
 
 def gates(
-    verilog: str, top: str, technology: Target | Library, yosys: Tool, workspace: Workspace
+    verilog: str,
+    top: str,
+    technology: Target | Library,
+    yosys: Tool,
+    workspace: Workspace,
+    names: bool = False,
 ) -> str:
     """The module `top` of a design as Verilog of what its cells do, with the same ports.
+
+    `names`: with all names that its nets had before, registers' among them.
 
     Raises
     ------
@@ -52,13 +59,14 @@ def gates(
         If Yosys fails, or there are no models of the target's cells.
     """
     own, texts = "", ()
+    clean = "opt_clean" if names else "opt_clean -purge"
     if isinstance(technology, Target):
         mapped = [technology.synth.format(top=top)]
         models, own = _models(technology)
     else:
         texts = technology.texts
         files = [f"lib{number}.lib" for number in range(len(texts))]
-        mapped = _to_cells(files, top)
+        mapped = _to_cells(files, top, clean)
         models = tuple(f"read_liberty -ignore_miss_func {name}" for name in files)
     script = [
         "read_verilog design.v",
@@ -78,7 +86,7 @@ def gates(
         "wreduce",
         # Resets that a library's flip-flops have and that are tied off
         "opt_dff -nodffe -nosdff",
-        "opt_clean -purge",
+        clean,
         # A cell without a model would be an empty box, and its outputs unknown
         "check -assert",
         f"write_verilog -noattr {_GATES}",

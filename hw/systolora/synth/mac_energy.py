@@ -232,7 +232,9 @@ def _measured(
 ) -> dict[str, Any]:
     design, count = _design(name, options.size)
     entry, place = map_to_cells(design, library, options.period_ns, yosys, workspace)
-    timing = time_cells(design, library, options.period_ns, place, sta, workspace)
+    timing = time_cells(
+        design, library, options.period_ns, place, entry["cells"], factor, sta, workspace
+    )
     netlist = read_netlist(place, design.top, library, yosys, workspace)
     found: dict[str, Any] = {
         "area": round(entry["area"] / count, 3),

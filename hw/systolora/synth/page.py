@@ -10,15 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from systolora.html_page import definitions, figure_element, page, row, table, text_cell
 from systolora.synth.history import Run
 from systolora.synth.regression import FREQUENCY, Figure, figures, is_worse
 from systolora.synth.report import untimed
 from systolora.synth.targets import TARGETS
 
 __all__ = ["html"]
-
-#: The page may load nothing, from anywhere; what is inline is its own.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def html(report: Mapping[str, Any], earlier: Sequence[Run] = ()) -> str:
@@ -31,28 +29,19 @@ def html(report: Mapping[str, Any], earlier: Sequence[Run] = ()) -> str:
     title = f"systolora synth: {config['rows']} x {config['cols']} PEs"
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     before = _before(past)
-    return "\n".join(
+    return page(
+        title,
+        style,
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>',
-            f"<style>\n{style}</style>\n</head>\n<body>\n<main>",
             f"<h1>{escape(title)}</h1>",
             _settings(report),
             *(_fpga(name, entries, before) for name, entries in report["fpga"].items()),
             *(_cells(name, entries, before) for name, entries in report["cells"].items()),
             _paths(report),
             _history(report, past),
-            f'</main>\n<script type="application/json" id="report">{_json(report)}</script>',
-            "</body>\n</html>\n",
-        ]
+        ],
+        report,
     )
-
-
-def _json(value: Any) -> str:
-    """JSON that cannot end its script element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _before(past: Sequence[Run]) -> dict[Figure, float]:
@@ -62,12 +51,7 @@ def _before(past: Sequence[Run]) -> dict[Figure, float]:
 
 def _settings(report: Mapping[str, Any]) -> str:
     fields = ", ".join(f"{k} = {json.dumps(v)}" for k, v in report["configuration"].items())
-    rows = [("configuration", f"{report['digest']}: {fields}"), *report["tools"].items()]
-    return (
-        "<dl>"
-        + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows)
-        + "</dl>"
-    )  # fmt: skip
+    return definitions({"configuration": f"{report['digest']}: {fields}", **report["tools"]})
 
 
 def _change(now: float, before: float | None, name: str) -> str:
@@ -84,22 +68,8 @@ def _change(now: float, before: float | None, name: str) -> str:
 def _cell(key: Figure, value: float | None, digits: int = 0, change: str = "") -> str:
     if value is None:
         return "<td></td>"
-    data = f'data-target="{escape(key.target)}" data-unit="{key.unit}" data-metric="{key.name}"'
-    return (
-        f'<td><span {data} data-value="{json.dumps(value)}">{value:,.{digits}f}</span>{change}</td>'
-    )
-
-
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows begin with the text of their head; the rest are whole cells."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(cells)}</tr>' for first, *cells in rows
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    data = {"target": key.target, "unit": key.unit, "metric": key.name}
+    return f"<td>{figure_element(data, value, f'{value:,.{digits}f}', 'span')}{change}</td>"
 
 
 def _fpga(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figure, float]) -> str:
@@ -108,30 +78,28 @@ def _fpga(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figur
     counts = [n for n in entries[0]["area"] if any(e["area"].get(n) for e in entries)]
     rows, shares = [], []
     for entry in entries:
-        unit, row = entry["unit"], [entry["unit"]]
+        unit, cells = entry["unit"], []
         for count in counts:
             key, value = Figure(name, unit, count), entry["area"].get(count)
-            row.append(_cell(key, value, 0, _change(value or 0, before.get(key), count)))
+            cells.append(_cell(key, value, 0, _change(value or 0, before.get(key), count)))
         key, value = Figure(name, unit, FREQUENCY), entry.get("fmax_mhz")
-        row.append(_cell(key, value, 1, _change(value or 0, before.get(key), FREQUENCY)))
+        cells.append(_cell(key, value, 1, _change(value or 0, before.get(key), FREQUENCY)))
         seeds = ", ".join(
             "none" if v is None else f"{v:.1f}" for v in entry.get("seeds", {}).values()
         )
-        row.append(f"<td>{escape(seeds)}</td>")
-        rows.append(row)
+        cells.append(text_cell(seeds))
+        rows.append(row(unit, *cells))
         if "per_pe" in entry:
             per = [_cell(Figure(name, unit, f"{n}/PE"), entry["per_pe"][n], 1) for n in counts]
-            shares.append([unit, *per])
+            shares.append(row(unit, *per))
     parts = [f"<h2>{escape(name)}</h2>"]
     if known is not None:
         parts.append(f"<p>{escape(known.device)}</p>")
-    parts.append(
-        _table("Area and frequency", ["unit", *counts, "MHz, median", "MHz by seed"], rows)
-    )
+    parts.append(table("Area and frequency", ["unit", *counts, "MHz, median", "MHz by seed"], rows))
     left = [f"{e['unit']}: {untimed(e['untimed'])}" for e in entries if e.get("untimed")]
     parts += [f"<p>{escape(line)}</p>" for line in left]
     if shares:
-        parts.append(_table("Area per PE", ["unit", *counts], shares))
+        parts.append(table("Area per PE", ["unit", *counts], shares))
     if known is not None and known.capacity:
         parts.append(_capacity(name, entries, known.capacity))
     return "\n".join(parts)
@@ -145,9 +113,9 @@ def _capacity(name: str, entries: Sequence[Mapping[str, Any]], capacity: Mapping
             _cell(Figure(name, e["unit"], f"{n} %"), round(100 * e["area"][n] / most, 2), 1)
             for n, most in capacity.items()
         ]
-        rows.append([e["unit"], *cells])
+        rows.append(row(e["unit"], *cells))
     header = ["unit", *(f"{n}, % of {most}" for n, most in capacity.items())]
-    return _table("Part of the device", header, rows)
+    return table("Part of the device", header, rows)
 
 
 def _cells(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figure, float]) -> str:
@@ -158,7 +126,7 @@ def _cells(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figu
         area, speed = Figure(name, unit, "area"), Figure(name, unit, FREQUENCY)
         share, mhz, watts = (entry.get(k) for k in ("multiplier_share", "fmax_mhz", "power_w"))
         rows.append(
-            [
+            row(
                 unit,
                 _cell(area, entry["area"], 1, _change(entry["area"], before.get(area), "area")),
                 _cell(Figure(name, unit, "area/PE"), entry.get("area_per_pe"), 1),
@@ -173,10 +141,10 @@ def _cells(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figu
                 ),
                 _cell(speed, mhz, 1, _change(mhz or 0, before.get(speed), FREQUENCY)),
                 _cell(Figure(name, unit, "mW"), None if watts is None else 1e3 * watts, 3),
-            ]
+            )
         )  # fmt: skip
     header = ["unit", "um2", "um2/PE", "registers, %", "multipliers, %", "MHz", "mW"]
-    return f"<h2>{escape(name)}</h2>\n" + _table(
+    return f"<h2>{escape(name)}</h2>\n" + table(
         "Standard cells, before layout; mW at one activity for every net: it compares, no more",
         header,
         rows,
@@ -209,13 +177,13 @@ def _history(report: Mapping[str, Any], past: Sequence[Run]) -> str:
         worse = is_worse(key.name, value, values[-1])
         told = f"{len(values)} before" + (", <span class='worse'>too much</span>" if worse else "")
         rows.append(
-            [
+            row(
                 f"{key.target} {key.unit}: {key.name}",
                 _cell(Figure(key.target, key.unit, f"{key.name} before"), values[-1], 1),
                 _cell(Figure(key.target, key.unit, f"{key.name} now"), value, 1),
                 f"<td>{_spark([*values, value])}</td>",
                 f"<td>{told}</td>",
-            ]
+            )
         )
     first, last = past[0]["when"], past[-1]["when"]
     tools = [f"{run['when']}: {', '.join(run['tools'].values())}" for run in past[-5:]]
@@ -225,7 +193,7 @@ def _history(report: Mapping[str, Any], past: Sequence[Run]) -> str:
         "one before.</p>\n<ul>"
         + "".join(f"<li>{escape(line)}</li>" for line in tools)
         + "</ul>\n"
-        + _table("", ["figure", "before", "now", "over the runs", ""], rows)
+        + table("", ["figure", "before", "now", "over the runs", ""], rows)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from systolora.synth.asic import NETLIST
 from systolora.synth.liberty import Library
 from systolora.synth.netlist import HIGH, Netlist
-from systolora.synth.power_liberty import power_text, reduced
+from systolora.synth.power_liberty import corrected, power_texts
 from systolora.synth.saif import NetActivity, read_saif
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
@@ -17,7 +17,6 @@ __all__ = ["power"]
 _POWER, _PINS = "power.json", "pins.tcl"
 #: What `sta::design_power` returns: four figures for each of these.
 _KINDS = ("total", "registers", "logic", "macros", "pads")
-_PARTS = ("internal_w", "switching_w", "leakage_w", "total_w")
 _CLOCK = "clk"
 
 
@@ -82,8 +81,7 @@ def power(
     SynthError
         If a net has no activity, or OpenSTA fails.
     """
-    used = {library.driver.name, *(cell.kind for cell in netlist.cells)}
-    texts = tuple(power_text(reduced(content, used)) for content in library.texts)
+    texts = power_texts(library, {cell.kind for cell in netlist.cells})
     names = [f"lib{number}.lib" for number in range(len(texts))]
     text = (place / NETLIST).read_text(encoding="utf-8")
     period = period_ns * 1e-9 / library.second
@@ -126,9 +124,7 @@ def power(
     parts = (sta.description, tcl, text, saif, *texts)
     found = workspace.step(f"power of {netlist.top}", parts, run)
     values = json.loads((found / _POWER).read_text(encoding="utf-8"))
-    result = {}
-    for number, kind in enumerate(_KINDS[:3]):
-        internal, switching, leakage, _ = values[4 * number : 4 * number + 4]
-        parts = (internal / factor, switching, leakage)
-        result[kind] = dict(zip(_PARTS, (*parts, sum(parts)), strict=True))
-    return result
+    return {
+        kind: corrected(values[4 * number : 4 * number + 4], factor)
+        for number, kind in enumerate(_KINDS[:3])
+    }

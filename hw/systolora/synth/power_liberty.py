@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
+from systolora.synth.liberty import Library
 from systolora.synth.tools import SynthError, Tool, run_tool
 from systolora.synth.workspace import Workspace
 
-__all__ = ["internal_factor", "power_text", "reduced"]
+__all__ = ["corrected", "internal_factor", "library_head", "power_text", "power_texts", "reduced"]
 
 _ENERGY = re.compile(r"\b(?:internal_power|leakage_power)\s*\(\s*\)\s*\{")
 _GROUND = re.compile(r"pg_pin\s*\(\s*\"?(\w+)\"?\s*\)\s*\{[^}]*primary_ground")
@@ -84,18 +85,45 @@ def reduced(text: str, names: Collection[str]) -> str:
     return "".join((*kept, text[position:]))
 
 
-#: A buffer and a flip-flop without capacitance: 1 pJ for a rise, 3 pJ for a fall.
-_KNOWN = """library (known) {
+def power_texts(library: Library, used: Collection[str]) -> tuple[str, ...]:
+    """The files of a library for OpenSTA: of the cells `used` and the driver, without what would
+    count twice. Timing of a netlist with these cells is that of the whole files."""
+    names = {library.driver.name, *used}
+    return tuple(power_text(reduced(text, names)) for text in library.texts)
+
+
+def corrected(values: Sequence[float], factor: float) -> dict[str, float]:
+    """W from what OpenSTA returns (internal, switching, leakage, total), as "internal_w",
+    "switching_w", "leakage_w", "total_w"; `factor` is that of `internal_factor`."""
+    internal, switching, leakage = values[0] / factor, values[1], values[2]
+    return {
+        "internal_w": internal,
+        "switching_w": switching,
+        "leakage_w": leakage,
+        "total_w": internal + switching + leakage,
+    }
+
+
+def library_head(name: str, volts: float) -> str:
+    """The beginning of a Liberty file of ns, pF and mA; `one` is its template of energies."""
+    return f"""library ({name}) {{
   delay_model : table_lookup; time_unit : "1ns"; voltage_unit : "1V"; current_unit : "1mA";
   capacitive_load_unit (1, pf); leakage_power_unit : "1nW"; pulling_resistance_unit : "1kohm";
   input_threshold_pct_rise : 50; input_threshold_pct_fall : 50;
   output_threshold_pct_rise : 50; output_threshold_pct_fall : 50;
   slew_lower_threshold_pct_rise : 20; slew_lower_threshold_pct_fall : 20;
   slew_upper_threshold_pct_rise : 80; slew_upper_threshold_pct_fall : 80;
-  nom_voltage : 1.0; nom_temperature : 25; nom_process : 1;
-  operating_conditions (typical) { process : 1; temperature : 25; voltage : 1.0; }
+  nom_voltage : {volts}; nom_temperature : 25; nom_process : 1;
+  operating_conditions (typical) {{ process : 1; temperature : 25; voltage : {volts}; }}
   default_operating_conditions : typical;
-  power_lut_template (one) { variable_1 : input_transition_time; index_1 ("0, 1"); }
+  power_lut_template (one) {{ variable_1 : input_transition_time; index_1 ("0, 1"); }}
+"""
+
+
+#: A buffer and a flip-flop without capacitance: 1 pJ for a rise, 3 pJ for a fall.
+_KNOWN = (
+    library_head("known", 1.0)
+    + """\
   cell (BUF) { area : 1;
     pin (A) { direction : input; capacitance : 0; }
     pin (Y) { direction : output; function : "A";
@@ -116,6 +144,7 @@ _KNOWN = """library (known) {
         rise_transition (scalar) { values ("0"); } fall_transition (scalar) { values ("0"); } } } }
 }
 """
+)
 _DESIGN = """module t (clk, a, y, q);
   input clk, a; output y, q;
   BUF b (.A(a), .Y(y));

@@ -5,13 +5,14 @@ whole report is in <script type="application/json" id="report">.
 """
 
 import base64
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from systolora import html_page
+from systolora.html_page import NONE, definitions, figure_element, row, table, text_cell
 from systolora_sim.drawing import Drawing, svg
-from systolora_sim.perf_page import POLICY, json_text, style
+from systolora_sim.perf_page import style
 from systolora_sim.train_demo import charts
 from systolora_sim.train_demo.memory import PARTS
 from systolora_sim.train_demo.recipes import METRICS
@@ -39,13 +40,10 @@ def page(report: Figures, grids: Mapping[tuple[str, str], bytes]) -> str:
     """
     name = "systolora train-demo"
     settings = report["settings"]
-    return "\n".join(
+    return html_page.page(
+        name,
+        f"{style()}\n{_OWN}",
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<link rel="icon" href="data:,">\n<title>{name}</title>',
-            f"<style>\n{style()}\n{_OWN}</style>\n</head>\n<body>\n<main>",
             f"<h1>{name}: LoRA in the accelerator's arithmetic against float32</h1>",
             f'<p class="scope">{escape(_SCOPE)}</p>',
             _settings(report),
@@ -67,10 +65,9 @@ def page(report: Figures, grids: Mapping[tuple[str, str], bytes]) -> str:
             _grids(report, grids),
             _ablation(report),
             "<h2>Memory for training the LoRA layers</h2>",
-            *(_memory(table) for table in report["memory"]),
-            f'</main>\n<script type="application/json" id="report">{json_text(report)}</script>',
-            "</body>\n</html>\n",
-        ]
+            *(_memory(counts) for counts in report["memory"]),
+        ],
+        report,
     )
 
 
@@ -78,32 +75,15 @@ _OWN = """\
 img.samples { image-rendering: pixelated; max-width: 100%; display: block; }
 .grids { display: flex; flex-wrap: wrap; gap: 18px; }
 .grids figure { margin: 0; }
+.claims th[scope=row] { white-space: normal; }
+.claims td { white-space: nowrap; }
 td.no { color: var(--s1); font-weight: 600; }
 ul.warnings li { color: var(--s1); }
 """
 
 
 def _value(name: str, metric: str, value: Any, shown: str, tag: str = "td") -> str:
-    data = f'data-name="{escape(name)}" data-metric="{metric}"'
-    return f'<{tag} class="n" {data} data-value="{escape(json.dumps(value))}">{shown}</{tag}>'
-
-
-def _table(caption: str, head: Iterable[str], rows: Iterable[str], left: int = 1) -> str:
-    cells = "".join(
-        f'<th scope="col"{"" if i < left else _N}>{escape(h)}</th>' for i, h in enumerate(head)
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{cells}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-_N = ' class="n"'
-_NONE = f"<td{_N}>-</td>"
-
-
-def _row(name: str, *cells: str) -> str:
-    return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
+    return figure_element({"name": name, "metric": metric}, value, shown, tag)
 
 
 def _figure(drawing: Drawing, identity: str) -> str:
@@ -126,8 +106,7 @@ def _settings(report: Figures) -> str:
         "time": f"{minutes:.1f} minutes of one core for fine-tuning and samples",
         "software": ", ".join(f"{key} {value}" for key, value in versions.items()),
     }
-    parts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items())
-    return f'<dl class="settings">{parts}</dl>'
+    return definitions(items)
 
 
 def _verdicts(report: Figures) -> str:
@@ -135,14 +114,15 @@ def _verdicts(report: Figures) -> str:
     for each in report["verdicts"]:
         word = "reached" if each["reached"] else "not reached"
         rows.append(
-            _row(
+            row(
                 each["claim"],
-                _value(each["name"], "verdict", each["value"], escape(each["shown"])),
                 f'<td class="{"yes" if each["reached"] else "no"}" '
                 f'data-verdict="{escape(each["name"])}">{word}</td>',
+                _value(each["name"], "verdict", each["value"], escape(each["shown"])),
             )
         )
-    return _table("Claims of this run", ["claim", "measured", ""], rows)
+    claims = table("Claims of this run", ["claim", "", "measured"], rows, 2)
+    return f'<div class="claims">{claims}</div>'
 
 
 def _warnings(lines: list[str]) -> str:
@@ -175,20 +155,20 @@ def _metric_table(recipes: list[Figures], caption: str) -> str:
             for metric in METRICS:
                 figure = each["metrics"].get(f"{place}.{metric}")
                 cells.append(
-                    _NONE if figure is None
+                    NONE if figure is None
                     else _value(
                         each["name"], f"{place}.{metric}", figure["mean"],
                         _shown(figure, _FORMS[metric]),
                     )
                 )  # fmt: skip
-            if any(cell != _NONE for cell in cells):
+            if any(cell != NONE for cell in cells):
                 loss = each["metrics"].get("loss")
                 cells.append(
-                    _NONE if loss is None
+                    NONE if loss is None
                     else _value(each["name"], "loss", loss["mean"], _shown(loss, ".5f"))
                 )  # fmt: skip
-                rows.append(_row(each["title"], f"<td>{words}</td>", *cells))
-    return _table(caption, ["recipe", "", *METRICS.values(), "final training loss"], rows, 2)
+                rows.append(row(each["title"], text_cell(words), *cells))
+    return table(caption, ["recipe", "", *METRICS.values(), "final training loss"], rows, 2)
 
 
 def _difference_table(recipes: list[Figures]) -> str:
@@ -201,16 +181,16 @@ def _difference_table(recipes: list[Figures]) -> str:
         for key in keys:
             figure = each["differences"].get(key)
             cells.append(
-                _NONE if figure is None or figure["mean"] is None
+                NONE if figure is None or figure["mean"] is None
                 else _value(
                     each["name"], f"difference.{key}", figure["mean"], _shown(figure, "+.2%")
                 )
             )  # fmt: skip
-        rows.append(_row(each["title"], *cells))
+        rows.append(row(each["title"], *cells))
     head = ["recipe", "held-out loss, integers", "distance, integers"]
     head += ["held-out loss, float32", "distance, float32", "final training loss"]
     caption = "Difference to float32 with the same seed, relative; mean ± 95% interval"
-    return _table(caption, head, rows)
+    return table(caption, head, rows)
 
 
 def _floors(floors: Figures) -> str:
@@ -221,10 +201,9 @@ def _floors(floors: Figures) -> str:
         "classifier_accuracy": "the classifier's accuracy on all held-out images",
     }
     rows = [
-        _row(words[key], _value("real", key, value, f"{value:.3f}"))
-        for key, value in floors.items()
+        row(words[key], _value("real", key, value, f"{value:.3f}")) for key, value in floors.items()
     ]
-    return _table("Real images, for comparison", ["", "value"], rows)
+    return table("Real images, for comparison", ["", "value"], rows)
 
 
 def _grids(report: Figures, grids: Mapping[tuple[str, str], bytes]) -> str:
@@ -257,14 +236,14 @@ def _ablation(report: Figures) -> str:
     )
 
 
-def _memory(table: Figures) -> str:
+def _memory(counts: Figures) -> str:
     rows = []
-    for each in table["rows"]:
-        name = f"{table['name']}.{each['name']}"
+    for each in counts["rows"]:
+        name = f"{counts['name']}.{each['name']}"
         cells = [_value(name, part, each[part], f"{each[part]:,}") for part in (*PARTS, "total")]
         cells.append(_value(name, "ratio", each["ratio"], f"{each['ratio']:.2f}x"))
-        rows.append(_row(each["title"], *cells))
+        rows.append(row(each["title"], *cells))
     head = ["format", *PARTS, "total", "less than float32 by"]
-    rank = table["rank"]
-    chart = _figure(charts.memory_chart(table), f"memory-{table['name']}")
-    return f"{chart}\n{_table(f'Bytes, rank {rank}', head, rows)}"
+    rank = counts["rank"]
+    chart = _figure(charts.memory_chart(counts), f"memory-{counts['name']}")
+    return f"{chart}\n{table(f'Bytes, rank {rank}', head, rows)}"

@@ -1,8 +1,9 @@
 """docs/results/training.md: the figures of a whole run as tables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from systolora_sim.markdown import table
 from systolora_sim.train_demo.memory import PARTS
 
 __all__ = ["PICTURES", "render", "shortened"]
@@ -40,15 +41,6 @@ def shortened(report: Figures) -> Figures:
         for part in ("recipes", "ablation")
     }
     return report | parts
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> Iterator[str]:
-    """A table whose first `texts` columns are text."""
-    yield "| " + " | ".join(head) + " |"
-    yield "| " + " | ".join("---" if i < texts else "---:" for i in range(len(head))) + " |"
-    for row in rows:
-        yield "| " + " | ".join(map(str, row)) + " |"
-    yield ""
 
 
 def _shown(figure: Figures | None, form: str) -> str:
@@ -96,7 +88,7 @@ def render(report: Figures, command: str) -> str:
         )
     ]
     lines += ["## Claims", ""]
-    lines += _table(
+    lines += table(
         ["claim", "", "measured"],
         (
             [each["claim"], "reached" if each["reached"] else "**not reached**", each["shown"]]
@@ -107,7 +99,7 @@ def render(report: Figures, command: str) -> str:
     head = ["recipe", "infers in", "held-out loss", "to float32", "distance", "to float32"]
     head += ["hit rate", "loss, other classes", "final training loss, to float32"]
     lines += ["## Recipes", "", "Mean ± 95% interval over seeds; differences are paired.", ""]
-    lines += _table(head, _rows(report["recipes"]), 2)
+    lines += table(head, _rows(report["recipes"]), 2)
     floors = report["floors"]
     lines += [
         f"Real images: distance of the concept's other images to the held-out ones "
@@ -122,16 +114,16 @@ def render(report: Figures, command: str) -> str:
         lines += ["## Which tensor is to blame", "", words, ""]
         short = [0, 1, 2, 3, 7, 8]
         rows = ([row[i] for i in short] for row in _rows(report["ablation"]))
-        lines += _table([head[i] for i in short], rows, 2)
+        lines += table([head[i] for i in short], rows, 2)
     lines += ["## Memory for training the LoRA layers", ""]
-    for table in report["memory"]:
+    for counts in report["memory"]:
         parts = (*PARTS, "total")
-        lines += [f"{table['title']}, rank {table['rank']}; bytes:", ""]
-        lines += _table(
+        lines += [f"{counts['title']}, rank {counts['rank']}; bytes:", ""]
+        lines += table(
             ["format", *parts, "less than float32 by"],
             (
                 [row["title"], *(f"{row[key]:,}" for key in parts), f"{row['ratio']:.2f}x"]
-                for row in table["rows"]
+                for row in counts["rows"]
             ),
         )
     lines += ["## Warnings of the run", ""]
