@@ -44,8 +44,8 @@ def add_synth(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentP
     synth.add_argument(
         "--target",
         metavar="NAME",
-        help="ecp5-85k, ecp5-45k, ecp5-25k, ice40-up5k, xilinx7, gowin or generic; several with "
-        "commas between them",
+        help="ecp5-85k, ecp5-45k, ecp5-25k, ice40-up5k, xilinx7, gowin, generic, ice40-up5k-nodsp "
+        "or gowin-nodsp (multipliers as logic); several with commas between them",
     )
     synth.add_argument(
         "--liberty",

@@ -9,7 +9,7 @@ from typing import Any
 from systolora.config import AcceleratorConfig
 from systolora.synth.asic import map_to_cells, time_cells
 from systolora.synth.designs import Design, generate
-from systolora.synth.fpga import place_and_route, refuse_overflow, synthesize
+from systolora.synth.fpga import DoesNotFit, place_and_route, refuse_overflow, synthesize
 from systolora.synth.liberty import Library, read_library
 from systolora.synth.power_liberty import internal_factor
 from systolora.synth.report import VERSION, Report
@@ -62,12 +62,10 @@ def run(options: Options) -> Report:
     library = read_library(options.liberty) if options.liberty else None
     yosys = find_yosys(options.yosys)
     sta = find_sta() if library is not None and options.sta else None
-    nextpnr = {
-        t.name: find_nextpnr(t.pnr.family)
-        for t in options.targets
-        if t.pnr is not None and t.pnr.free_ports and options.timed
-    }
     timed = [unit for unit in options.units if unit in options.timed]
+    nextpnr = {
+        t.name: find_nextpnr(t.pnr.family) for t in options.targets if t.pnr is not None and timed
+    }
     steps = len(options.targets) * len(options.units)
     steps += len(nextpnr) * len(timed) * len(options.seeds)
     steps += len(options.units) * ((library is not None) + (sta is not None))
@@ -115,13 +113,17 @@ def _fpga(
     if len(options.targets) == 1:
         refuse_overflow(entry, target)
     if nextpnr is not None and target.pnr is not None and design.unit in options.timed:
-        if entry["overflow"]:
-            for _ in options.seeds:
-                workspace.progress.finish()
-        else:
-            entry |= place_and_route(
-                design, target.pnr, netlist, nextpnr, options.seeds, workspace
-            )  # fmt: skip
+        before = workspace.progress.done
+        if not entry["overflow"]:
+            try:
+                entry |= place_and_route(design, target, netlist, nextpnr, options.seeds, workspace)
+            except DoesNotFit as error:
+                entry["overflow"] = error.phrases
+                entry["seeds"] = {str(seed): None for seed in options.seeds}
+                if len(options.targets) == 1:
+                    refuse_overflow(entry, target)
+        while workspace.progress.done < before + len(options.seeds):
+            workspace.progress.finish()
     return entry
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from systolora.html_page import definitions, figure_element, page, row, table, text_cell
 from systolora.synth.history import Run
 from systolora.synth.regression import FREQUENCY, Figure, figures, is_worse
+from systolora.synth.report import untimed
 from systolora.synth.targets import TARGETS
 
 __all__ = ["html"]
@@ -95,6 +96,8 @@ def _fpga(name: str, entries: Sequence[Mapping[str, Any]], before: Mapping[Figur
     if known is not None:
         parts.append(f"<p>{escape(known.device)}</p>")
     parts.append(table("Area and frequency", ["unit", *counts, "MHz, median", "MHz by seed"], rows))
+    left = [f"{e['unit']}: {untimed(e['untimed'])}" for e in entries if e.get("untimed")]
+    parts += [f"<p>{escape(line)}</p>" for line in left]
     if shares:
         parts.append(table("Area per PE", ["unit", *counts], shares))
     if known is not None and known.capacity:

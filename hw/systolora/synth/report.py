@@ -1,9 +1,9 @@
 """The report of `systolora synth`: its shape, as JSON and as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-__all__ = ["CellEntry", "CriticalPath", "FpgaEntry", "Report", "text"]
+__all__ = ["CellEntry", "CriticalPath", "FpgaEntry", "Report", "text", "untimed"]
 
 #: Of the JSON; goes up when a field changes its meaning.
 VERSION = 1
@@ -31,6 +31,8 @@ class FpgaEntry(TypedDict):
     seeds: NotRequired[dict[str, float | None]]
     used: NotRequired[dict[str, int]]
     critical_path: NotRequired[CriticalPath | None]
+    harness: NotRequired[dict[str, int]]  # its inputs, outputs, registers, LUTs, in `used` alone
+    untimed: NotRequired[dict[str, int]]  # cells whose paths the frequency leaves out, by type
 
 
 class CellEntry(TypedDict):
@@ -76,6 +78,12 @@ def _path(entry: dict[str, Any]) -> str:
     return f"  {entry['unit']}: {path['from']} -> {path['to']} ({parts} ns)"
 
 
+def untimed(cells: Mapping[str, int]) -> str:
+    """What a frequency leaves out, in words."""
+    named = ", ".join(f"{number} {kind}" for kind, number in cells.items())
+    return f"the frequency leaves out paths through {named}, which nextpnr does not time"
+
+
 def text(report: Report) -> str:
     """The report as tables of text."""
     lines = [f"configuration {report['digest']}"]
@@ -88,11 +96,14 @@ def text(report: Report) -> str:
         for entry in entries:
             row = [entry["unit"], *(str(entry["area"][n]) for n in counts)]
             row += [f"{entry['per_pe'][n]:.1f}" if "per_pe" in entry else "" for n in per]
-            row.append(f"{entry['fmax_mhz']:.1f}" if "fmax_mhz" in entry else "")
+            most = "<=" if entry.get("untimed") else ""
+            row.append(f"{most}{entry['fmax_mhz']:.1f}" if "fmax_mhz" in entry else "")
             rows.append(row)
         lines += ["", name, *_table(header, rows)]
         lines += [f"  {e['unit']} does not fit: {', '.join(e['overflow'])}"
                   for e in entries if e["overflow"]]  # fmt: skip
+        left = [(e["unit"], e.get("untimed")) for e in entries]
+        lines += [f"  {unit}: {untimed(cells)}" for unit, cells in left if cells]
         timed = [e for e in entries if e.get("critical_path")]
         lines += ["longest paths:"] * bool(timed) + [_path(dict(e)) for e in timed]
     for name, entries in report["cells"].items():

@@ -1,7 +1,8 @@
 """The FPGA targets as a table: device, Yosys pass, what is counted, what there is, nextpnr."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from systolora.synth.harness import HarnessCells
 from systolora.synth.tools import SynthError
 
 __all__ = ["TARGETS", "PlaceAndRoute", "Target", "target"]
@@ -11,14 +12,16 @@ __all__ = ["TARGETS", "PlaceAndRoute", "Target", "target"]
 class PlaceAndRoute:
     """How nextpnr is called: family, arguments for the device, `freq` in MHz to aim at.
 
-    `free_ports`: the family can leave ports unplaced; else the design goes behind a shift register
-    (`harness.py`), because no package has so many pins.
+    harness : the cells to put around a unit (`harness.py`), because no package has so many pins;
+        None where the family can leave ports unplaced
+    untimed : types of cells that nextpnr knows no delays of: paths through them do not count
     """
 
     family: str
     arguments: tuple[str, ...]
     freq: int
-    free_ports: bool
+    harness: HarnessCells | None = None
+    untimed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ def _ecp5(size: str, comb: int, multipliers: int, memories: int) -> Target:
             "ecp5",
             (f"--{size}", "--package", {"25k": "CABGA381"}.get(size, "CABGA756"), "--speed", "6"),
             freq=200,
-            free_ports=True,
         ),
     )
 
@@ -98,7 +100,20 @@ TARGETS: dict[str, Target] = {
                 "multiplier": "SB_MAC16",
                 "memory": "SB_RAM40",
             },
-            pnr=PlaceAndRoute("ice40", ("--up5k", "--package", "sg48"), freq=50, free_ports=False),
+            pnr=PlaceAndRoute(
+                "ice40",
+                ("--up5k", "--package", "sg48"),
+                freq=50,
+                harness=HarnessCells(
+                    register=("SB_DFF", "C", "D", "Q"),
+                    luts=dict.fromkeys((2, 3, 4), "SB_LUT4"),
+                    lut_output="O",
+                    lut_init="LUT_INIT",
+                ),
+                # Times every port as a register's with 0.1 ns, whether there is one or not, and
+                # nothing within (ice40/arch.cc, getPortTimingClass)
+                untimed=frozenset({"SB_MAC16"}),
+            ),
         ),
         Target(
             name="xilinx7",
@@ -137,13 +152,37 @@ TARGETS: dict[str, Target] = {
                 "RAM16SDP": {"RAM16SDP4": 1},
                 "COMB": {"LUT1": 1, "LUT2": 1, "LUT3": 1, "LUT4": 1, "ALU": 1},
             },
-            capacity={"COMB": 20736, "FF": 15552, "MULT18X18": 48, "BSRAM": 46},
+            capacity={"COMB": 20736, "FF": 15552, "MULT9X9": 96, "MULT18X18": 48, "BSRAM": 46},
             primary={
                 "logic": "LUT",
                 "register": "FF",
                 "multiplier": "MULT9X9",
                 "memory": "BSRAM",
             },
+            pnr=PlaceAndRoute(
+                "himbaechel-gowin",
+                ("--device", "GW2A-LV18PG256C8/I7", "--vopt", "family=GW2A-18"),
+                freq=200,
+                harness=HarnessCells(
+                    register=("DFF", "CLK", "D", "Q"),
+                    luts={2: "LUT2", 3: "LUT3", 4: "LUT4"},
+                    lut_output="F",
+                    lut_init="INIT",
+                    constants=frozenset({"GND", "VCC"}),
+                    buffers=("IBUF", "OBUF"),
+                    # IOT27A, IOT30A (global clocks), IOT18B, IOT20B: nextpnr chooses no pins
+                    pins={
+                        "clk": "X26Y0/IOBA",
+                        "harness_clk": "X29Y0/IOBA",
+                        "harness_in": "X17Y0/IOBB",
+                        "harness_out": "X19Y0/IOBB",
+                    },
+                ),
+                # Its database has no delays of them (gowin_arch_gen.py, create_timing_info)
+                untimed=frozenset(
+                    {"MULT9X9", "MULT18X18", "SDPB", "SDPX9B", "DPB", "DPX9B", "SPX9", "pROM"}
+                ),
+            ),
         ),
         Target(
             name="generic",
@@ -154,6 +193,24 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
+
+
+def _without_multipliers(full: Target, synth: str) -> Target:
+    """The same device with multipliers as logic, all of whose paths nextpnr times."""
+    return replace(
+        full,
+        name=f"{full.name}-nodsp",
+        device=f"{full.device}, multipliers as logic",
+        synth=synth,
+        primary={name: count for name, count in full.primary.items() if name != "multiplier"},
+    )
+
+
+for _name, _synth in (
+    ("ice40-up5k", "synth_ice40 -device u -top {top}"),
+    ("gowin", "synth_gowin -family gw2a -noiopads -nodsp -top {top}"),
+):
+    TARGETS[f"{_name}-nodsp"] = _without_multipliers(TARGETS[_name], _synth)
 
 
 def target(name: str) -> Target:
