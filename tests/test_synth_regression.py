@@ -17,7 +17,15 @@ from systolora_sim.runner import BUILD_DIR
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "synthesis"
 #: Reports of FPGAs by name: the preset that they are of.
-REPORTS = {"ecp5": "ecp5", "units": "ecp5", "core": "ecp5", "tiny": "tiny"}
+REPORTS = {
+    "ecp5": "ecp5",
+    "units": "ecp5",
+    "core": "ecp5",
+    "tiny": "tiny",
+    "ice40": "ecp5",
+    "gowin": "ecp5",
+    "gowin-array": "tiny",
+}
 
 
 @pytest.mark.slow
