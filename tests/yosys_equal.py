@@ -86,13 +86,13 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         Path("cut.json").write_text(json.dumps(whole))
         yosys("design -reset", "read_json cut.json", f"hierarchy -check -top {top}")
 
-    def prepare(file: str, unknown: str) -> None:
+    def prepare(name: str, file: str, unknown: str) -> None:
         """Reads a design and resolves its memories and unknowns."""
         reader = "read_rtlil" if file.endswith(".il") else "read_verilog"
         yosys(f"{reader} {file}", f"hierarchy -check -top {top}", "proc")
         if kind == "designs":
             yosys("flatten")
-            if products == "cut" or (products == "sliced" and file == first):
+            if products == "cut" or (products == "sliced" and name == "first"):
                 cut(keep=products == "sliced")
         else:
             # Parents first: an instance's ports must not have those of its own instances yet.
@@ -142,7 +142,7 @@ def _main(kind: str, first: str, second: str, top: str, answer: str, *modules: s
         return "undecided"
 
     for name, file, unknown in (("first", first, "zero"), ("second", second, "anyseq")):
-        prepare(file, unknown)
+        prepare(name, file, unknown)
         yosys(f"design -stash {name}")
     if registers == "named":
         match_registers()

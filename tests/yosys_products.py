@@ -13,12 +13,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from yosys_registers import Bit, Name, names_of_bits
+
 __all__ = ["SLICE", "Shapes", "cut_products"]
 
 #: Bits of an operand that one multiplier takes: ECP5's MULT18X18D, unsigned.
 SLICE = 18
 
-Bit = int | str
 #: Both operands of a product: how wide, and whether signed.
 Shapes = tuple[tuple[int, bool], tuple[int, bool]]
 
@@ -50,21 +51,11 @@ def _operand(bits: list[Bit], signed: bool) -> _Operand:
     return _Operand(tuple(bits), signed)
 
 
-class _Names:
-    """The names that a module gives its bits, with numbers in them as numbers."""
-
-    def __init__(self, module: dict[str, Any]):
-        self._names: dict[Bit, list[list[str | int]]] = {}
-        for name, net in module["netnames"].items():
-            if not net.get("hide_name"):
-                words = re.split(r"(\d+)", name)
-                for place, bit in enumerate(net["bits"]):
-                    parts = [*(int(word) if word.isdigit() else word for word in words), place]
-                    self._names.setdefault(bit, []).append(parts)
-
-    def of(self, *operands: _Operand) -> list[list[str | int]]:
-        bits = (bit for operand in operands for bit in operand.bits)
-        return sorted(name for bit in bits for name in self._names.get(bit, ()))
+def _key(names: dict[Bit, set[Name]], *operands: _Operand) -> list[list[str | int]]:
+    """What operands sort by: the names of their bits, with numbers in them as numbers."""
+    found = {name for operand in operands for bit in operand.bits for name in names.get(bit, ())}
+    split = ((re.split(r"(\d+)", name), place) for name, place in found)
+    return sorted([*(int(w) if w.isdigit() else w for w in words), place] for words, place in split)
 
 
 def cut_products(
@@ -85,7 +76,7 @@ def cut_products(
         If both operands of a multiplier are wider than a slice.
     """
     module = design["modules"][top]
-    names = _Names(module)
+    names = names_of_bits(module)
     fresh = _largest(module) + 1
     cuts: list[tuple[_Operand, _Operand, list[Bit]]] = []
 
@@ -114,7 +105,7 @@ def cut_products(
             shifted = ["0"] * (slice_bits * number) + product + [sign] * len(total)
             total = _sum(module, total, shifted[: len(total)], new)
         _connect(module, ports["Y"], total)
-    cuts.sort(key=lambda cut: (cut[0].shape, cut[1].shape, names.of(cut[0], cut[1])))
+    cuts.sort(key=lambda cut: (cut[0].shape, cut[1].shape, _key(names, cut[0], cut[1])))
     for number, (a, b, product) in enumerate(cuts):
         if keep:
             _multiply(module, a, b, product)
