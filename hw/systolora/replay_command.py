@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import count
+from .backend_options import add_backend, add_build_dir
 
 __all__ = ["add_replay"]
 
@@ -29,19 +30,7 @@ def add_replay(commands: "argparse._SubParsersAction[Any]") -> argparse.Argument
         epilog=_EXAMPLE,
     )
     replay.add_argument("record", metavar="RECORD", type=Path, help="a record, or a directory")
-    replay.add_argument(
-        "--backend",
-        choices=("golden", "machine", "rtl"),
-        default="golden",
-        help="what computes: the golden model (default), the functional machine or the simulated "
-        "Verilog",
-    )
+    add_backend(replay)
     replay.add_argument("--limit", metavar="N", type=count, help="only the first N records")
-    replay.add_argument(
-        "--build-dir",
-        metavar="DIR",
-        type=Path,
-        help="rtl: where Verilog and built simulators are kept and found again",
-    )
-    replay.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    add_build_dir(replay)
     return replay

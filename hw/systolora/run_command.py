@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import integer, seed
+from .backend_options import add_backend, add_build_dir
 from .configuration_options import CONFIGURATION, add_configuration
 from .training_options import add_schedule, add_training
 
@@ -61,13 +62,7 @@ def add_run(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentPar
         required=True,
         help="where the results go; written complete or not at all",
     )
-    run.add_argument(
-        "--backend",
-        choices=("golden", "machine", "rtl"),
-        default="golden",
-        help="what computes: the golden model (default), the functional machine or the simulated "
-        "Verilog",
-    )
+    add_backend(run)
     add_schedule(run)
     add_training(run)
     run.add_argument(
@@ -104,12 +99,6 @@ def add_run(commands: "argparse._SubParsersAction[Any]") -> argparse.ArgumentPar
         help="rtl: only of the cycles A to B-1, counted from the reset; or the word mismatch: only "
         "if --check finds one, of the cycles around it",
     )
-    run.add_argument(
-        "--build-dir",
-        metavar="DIR",
-        type=Path,
-        help="rtl: where Verilog and built simulators are kept and found again",
-    )
-    run.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    add_build_dir(run)
     add_configuration(run)
     return run
